@@ -1,0 +1,151 @@
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/adapter.h"
+#include "client/format.h"
+#include "client/jsonw.h"
+#include "client/transfer.h"
+#include "util/cleanup.h"
+#include "util/util.h"
+
+struct fetch_options {
+	const char *output, *format;
+	struct opt_u64 step;
+	bool best, merge;
+};
+
+static int check_options(struct ctl *ctl, const struct fetch_options *o)
+{
+	if (o->merge) {
+		return ctl_usage(ctl, "--merge: this version does not merge an adapter into its base "
+			"model; without it the adapter comes as a PEFT folder");
+	}
+	if (o->format && strcmp(o->format, "gguf") == 0) {
+		return ctl_usage(ctl, "--format gguf: this version writes PEFT folders only; llama.cpp's "
+			"convert_lora_to_gguf.py makes a GGUF of one");
+	}
+	if (o->format && strcmp(o->format, "peft") != 0) {
+		return ctl_usage(ctl, "--format %s: no such format; there is: peft", o->format);
+	}
+	if (o->step.given && o->best) {
+		return ctl_usage(ctl, "--step and --best exclude each other");
+	}
+	if (o->output && !o->output[0]) {
+		return ctl_usage(ctl, "-o needs the name of a folder");
+	}
+	return 0;
+}
+
+static int ask(struct ctl *ctl, uint64_t job, const struct fetch_options *o, Peftd__V1__Reply **ret)
+{
+	Peftd__V1__FetchRequest f = PEFTD__V1__FETCH_REQUEST__INIT;
+	f.job = job;
+	f.has_step = o->step.given;
+	f.step = o->step.value;
+	f.has_best = f.best = o->best;
+	Peftd__V1__Request req = PEFTD__V1__REQUEST__INIT;
+	req.what_case = PEFTD__V1__REQUEST__WHAT_FETCH;
+	req.fetch = &f;
+	_cleanup_(msg_freep) Peftd__V1__Reply *reply = NULL;
+	int status = ctl_call(ctl, &req, CLIENT_QUICK_MS, &reply);
+	if (status == 0) {
+		status = ctl_expect(ctl, reply, PEFTD__V1__REPLY__WHAT_FETCH);
+	}
+	if (status == 0 && !reply->fetch->blob) {
+		struct errmsg err;
+		status = ctl_fail(ctl, errmsg_set(&err, STATUS_INTERNAL, "the daemon names no content"),
+			&err);
+	}
+	if (status == 0) {
+		*ret = steal_ptr(reply);
+	}
+	return status;
+}
+
+/* Where it goes: what -o says, what the daemon suggests if that is a name, or job-ID. */
+static char *destination(const struct fetch_options *o, const Peftd__V1__FetchReply *f,
+	uint64_t job)
+{
+	char *dir = NULL;
+	if (o->output) {
+		dir = strdup(o->output);
+		for (size_t n = dir ? strlen(dir) : 0; n > 1 && dir[n - 1] == '/'; n--) {
+			dir[n - 1] = '\0';
+		}
+	} else if (!f->has_folder_name || proto_name(&f->folder_name, "folder", &dir, NULL) != 0) {
+		dir = asprintf(&dir, "job-%llu", (unsigned long long)job) < 0 ? NULL : dir;
+	}
+	return dir;
+}
+
+static void print_result(struct ctl *ctl, const struct download *d)
+{
+	if (!ctl->json) {
+		if (d->was_there) {
+			ctl_note(ctl, "%s is already there, complete and the same", d->dir);
+		}
+		_cleanup_(buf_deinit) struct buf b = {0};
+		if (term_escape(&b, d->dir, strlen(d->dir), 0) == 0 && buf_cstr(&b)) {
+			puts((char *)b.data);
+		}
+		return;
+	}
+	_cleanup_(jsonw_deinit) struct jsonw j = {0};
+	jsonw_open(&j, '{');
+	jsonw_key(&j, "job");
+	jsonw_u64(&j, d->job);
+	jsonw_key(&j, "step");
+	jsonw_u64(&j, d->step);
+	jsonw_key(&j, "path");
+	jsonw_string(&j, d->dir);
+	jsonw_key(&j, "was_there");
+	jsonw_bool(&j, d->was_there);
+	jsonw_members(&j, &d->blob->base);
+	jsonw_close(&j, '}');
+	jsonw_print(&j, stdout);
+}
+
+static int bring(struct ctl *ctl, uint64_t job, const Peftd__V1__FetchReply *f, const char *dir)
+{
+	int status;
+	struct client *c = ctl_client(ctl, &status);
+	if (!c) {
+		return status;
+	}
+	term_on_interrupt("interrupted; repeat the command to go on where it was");
+	struct errmsg err = {0};
+	struct progress p = ctl_progress(ctl);
+	struct download d = {.job = job, .step = f->step, .blob = f->blob, .dir = dir};
+	int r = transfer_download(c, &d, &p, &err);
+	if (r != 0) {
+		return ctl_fail(ctl, r, &err);
+	}
+	print_result(ctl, &d);
+	return ctl_finish(ctl, EXIT_DONE);
+}
+
+int cmd_fetch(struct ctl *ctl, int argc, char **argv)
+{
+	struct fetch_options o = {0};
+	const struct opt opts[] = {
+		{"output", 'o', OPT_TEXT, "DIR", "where to put it (default: the job's name)", &o.output},
+		{"step", 0, OPT_U64, "N", "the checkpoint of this step (default: the last)", &o.step},
+		{"best", 0, OPT_FLAG, NULL, "the checkpoint with the lowest eval_loss", &o.best},
+		{"format", 0, OPT_TEXT, "FORMAT", "peft, the only one in this version", &o.format},
+		{"merge", 0, OPT_FLAG, NULL, "not in this version", &o.merge},
+	};
+	_cleanup_(texts_deinit) struct texts operands = {0};
+	_cleanup_(msg_freep) Peftd__V1__Reply *reply = NULL;
+	int status;
+	uint64_t job;
+	if (args_parse(ctl, argc, argv, opts, ARRAY_LEN(opts), 1, 1, &operands, &status) != 0 ||
+		(status = check_options(ctl, &o)) != 0 ||
+		(status = ctl_job_operand(ctl, operands.items[0], &job)) != 0 ||
+		(status = ask(ctl, job, &o, &reply)) != 0) {
+		return status;
+	}
+	_cleanup_(freep) char *dir = destination(&o, reply->fetch, job);
+	return dir ? bring(ctl, job, reply->fetch, dir) : ctl_fail(ctl, -ENOMEM, NULL);
+}

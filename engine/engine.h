@@ -1,0 +1,155 @@
+#pragma once
+/*
+ * What the trainer does with models: plan a job, train it step by step, evaluate, generate. Nothing in
+ * engine/ knows of processes, protocols or stores.
+ *
+ * Threads: an object is used by one thread at a time. Errors: STATUS_INVALID for what a user can mend
+ * (err says how), STATUS_FAILED for training that cannot go on (a loss that is no number), negative
+ * errno otherwise.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/model/model.h"
+#include "engine/peft/adapter.h"
+#include "engine/text/text.h"
+#include "kernels/kernels.h"
+#include "util/buf.h"
+#include "util/errmsg.h"
+
+/* ---- resident base models ------------------------------------------------------------------ */
+
+/* Frozen weights packed for a backend in one dtype; shared by all sessions on it. */
+struct base_model;
+
+/* Device memory it takes, from shapes alone. `train`: with the copies that backward passes need. */
+uint64_t base_model_bytes(const struct model_files *files, struct backend *b, enum dtype dtype,
+	bool train);
+int base_model_load(struct base_model **ret, const struct model_files *files, struct backend *b,
+	enum dtype dtype, bool train, struct errmsg *err);
+void base_model_free(struct base_model *m);
+
+/* ---- what a job is ------------------------------------------------------------------------- */
+
+enum lr_scheduler { LR_CONSTANT, LR_LINEAR, LR_COSINE };
+
+struct train_config {
+	int64_t max_steps; /* resolved: > 0 */
+	int64_t batch_size, max_length;
+	bool packing;
+	double learning_rate;
+	enum lr_scheduler lr_scheduler;
+	int64_t warmup_steps;
+	double weight_decay, adam_beta1, adam_beta2, adam_epsilon, max_grad_norm;
+	enum dtype dtype;
+	uint64_t seed;
+	bool sequential; /* data_order */
+	int64_t microbatch_tokens; /* 0: chosen by the plan */
+};
+
+/* "lora" now; a later method adds its configuration here and a file in engine/peft/. */
+struct method_config {
+	const char *method;
+	struct lora_config lora; /* target_modules {"all-linear"} allowed: the plan resolves it */
+};
+
+/* Checks every value by itself, before any file is read (r = 0, a learning rate that is no number,
+ * …); names fields as the job file does. */
+int train_config_check(const struct train_config *c, const struct method_config *m,
+	struct errmsg *err);
+
+/* Module suffixes of all linear layers but the head, in the model's order: q_proj, …, down_proj.
+ * Static strings, NULL-terminated. */
+const char *const *model_linear_modules(const struct model_config *c);
+
+/* ---- plan ---------------------------------------------------------------------------------- */
+
+struct memory_plan {
+	uint64_t base_weights, trainable_weights, optimizer_states, gradients, activations, temporary;
+	uint64_t arena; /* all of it but base_weights: what the session will allocate, to the byte */
+	uint64_t trainable_parameters, total_parameters;
+	int64_t microbatch_tokens;
+	double flops_per_token;
+	int recompute; /* 0: norms and the SwiGLU product; 1: gate and up products too; 2: whole blocks */
+};
+
+/* From config and shapes alone; no weight is read, nothing large is allocated. `longest`: tokens of
+ * the longest sample, of evaluation too. memory_limit: bytes that base weights and arena may take
+ * together, 0: no limit; where it is short, microbatches get smaller, then more is recomputed.
+ * STATUS_WONT_FIT when no choice fits; err then holds the smallest change that would.
+ * STATUS_INVALID: a target module that matches nothing (with the names there are), … */
+int train_plan(struct memory_plan *ret, const struct model_files *files, struct backend *b,
+	const struct train_config *c, const struct method_config *m, int64_t longest,
+	uint64_t memory_limit, struct errmsg *err);
+
+/* Steps of a run over n samples: max_steps, or ceil of epochs · ceil(n / batch_size). */
+int64_t train_steps(uint64_t n_samples, int64_t batch_size, int64_t max_steps, double epochs);
+
+/* ---- training ------------------------------------------------------------------------------ */
+
+struct train_session;
+
+/* Everything is allocated and touched here: afterwards the session cannot run out of memory.
+ * samples and eval_samples (may be NULL) are borrowed and must outlive it, base too. `init` (may be
+ * NULL): start from this adapter instead of PEFT's initialisation. */
+int train_session_new(struct train_session **ret, struct base_model *base,
+	const struct train_config *c, const struct method_config *m, const struct memory_plan *plan,
+	const struct samples *samples, const struct samples *eval_samples, const struct adapter *init,
+	struct errmsg *err);
+void train_session_free(struct train_session *s);
+
+uint64_t train_session_arena(const struct train_session *s); /* bytes; equals plan->arena */
+int64_t train_session_step(const struct train_session *s);   /* steps done */
+
+struct step_metrics {
+	int64_t step; /* counted from 1 */
+	double loss, lr, grad_norm;
+	uint64_t tokens, target_tokens;
+	double seconds;
+};
+/* One optimizer step. Allocates nothing. STATUS_FAILED: loss or gradient is no number; the state is
+ * that before the step. */
+int train_session_run_step(struct train_session *s, struct step_metrics *ret, struct errmsg *err);
+
+struct eval_metrics {
+	double loss; /* mean over target tokens */
+	uint64_t target_tokens, rows;
+	double seconds;
+};
+int train_session_eval(struct train_session *s, struct eval_metrics *ret, struct errmsg *err);
+
+/* The adapter as a PEFT folder's two files, read back and compared with the live tensors. */
+int train_session_export(struct train_session *s, struct buf *config_json, struct buf *weights,
+	struct errmsg *err);
+
+/* The rest of the state (optimizer, counters, fingerprint), as safetensors; with the exported weights
+ * it is all that resuming needs. */
+int train_session_save(struct train_session *s, struct buf *state, struct errmsg *err);
+/* Puts a fresh session into that state. STATUS_CONFLICT when the fingerprint differs and !allow_other;
+ * err names both. */
+int train_session_restore(struct train_session *s, const struct adapter *adapter, const void *state,
+	size_t state_len, bool allow_other, struct errmsg *err);
+
+/* ---- evaluation and generation ------------------------------------------------------------- */
+
+/* Mean loss of samples under base + adapter (NULL: base alone). */
+int engine_eval(struct base_model *base, const struct adapter *adapter, const struct samples *samples,
+	struct eval_metrics *ret, struct errmsg *err);
+
+struct generate_options {
+	int64_t max_new_tokens;
+	double temperature; /* 0: greedy */
+	uint64_t seed;
+	const int32_t *stop_ids;
+	size_t n_stop_ids;
+};
+struct generator;
+
+/* Reads the prompt into a fresh KV cache sized for prompt and answer. */
+int generator_new(struct generator **ret, struct base_model *base, const struct adapter *adapter,
+	const int32_t *prompt, size_t n_prompt, const struct generate_options *o, struct errmsg *err);
+void generator_free(struct generator *g);
+/* The next token: 1 and *ret_id; 0 when it ended (stop id or length: *ret_stopped). */
+int generator_next(struct generator *g, int32_t *ret_id, bool *ret_stopped, struct errmsg *err);

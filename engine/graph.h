@@ -1,0 +1,287 @@
+#pragma once
+/*
+ * The graph of whole-tensor operations that a model is: built once, forward, for a fixed budget of
+ * tokens; differentiated, placed in memory and run by what stands below. Seen by engine/ only.
+ *
+ * Tensors are values: each is written by one node. Where a node may write its result into the
+ * memory of an input that nobody needs afterwards, its `inplace` says so, and placement makes it
+ * so. Weights and trainable parameters are no tensors: nodes name them by slot. Every tensor is a
+ * matrix with a row a token, so a microbatch of fewer tokens than the budget uses the first rows of
+ * each.
+ *
+ * The constructors below keep going after a failed allocation and note it in graph.error, so that a
+ * model is written without a check a line; whoever asked for the graph looks once.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/model/model.h"
+#include "kernels/kernels.h"
+#include "util/errmsg.h"
+
+enum {
+	NONE = -1,        /* no tensor, slot or parameter */
+	LINEAR_PARTS = 4, /* modules that share one input and one product: q, k, v */
+	NODE_INPUTS = 5,
+	NODE_OUTPUTS = 3,
+	MODULE_NAME_MAX = 128,
+};
+
+/* ---- weights ------------------------------------------------------------------------------- */
+
+enum weight_kind {
+	WEIGHT_LINEAR, /* packed[rows, cols], with or without bias[rows] */
+	WEIGHT_VECTOR, /* vector[cols], activation dtype */
+	WEIGHT_TABLE,  /* table[rows, cols], activation dtype */
+};
+
+/* A frozen weight the model asks for. A linear slot holds the rows of one module after the
+ * other. */
+struct weight {
+	enum weight_kind kind;
+	int n_parts;
+	struct {
+		char module[MODULE_NAME_MAX]; /* Hugging Face's name, without ".weight" */
+		int64_t rows;
+	} parts[LINEAR_PARTS];
+	int64_t rows, cols;
+	bool bias;
+	bool adaptable; /* a PEFT method may target its modules: all linears but the head */
+	const char *stored_as; /* module whose tensor it is, where tied to another; else NULL */
+};
+
+/* ---- parameters of a PEFT method ----------------------------------------------------------- */
+
+/* A matrix in the flat f32 buffer of masters, at `offset` elements (64-byte aligned), and at the
+ * same offset in gradients, moments and the copy that products use. */
+struct param {
+	int64_t rows, cols;
+	size_t offset;
+};
+
+/* ---- tensors and nodes --------------------------------------------------------------------- */
+
+/*
+ * How much is computed again in the backward pass rather than kept, cheapest first. A tensor's own
+ * value is the lowest level at which it is not kept; so "cheap" tensors (norm outputs, the SwiGLU
+ * product, dropped-out inputs) are never kept.
+ */
+enum recompute {
+	RECOMPUTE_CHEAP,
+	RECOMPUTE_MLP,   /* gate and up products, too */
+	RECOMPUTE_BLOCK, /* everything between the inputs of two blocks */
+	RECOMPUTE_NEVER,
+};
+
+enum tensor_rows {
+	ROWS_TOKENS,
+	ROWS_ONE,
+	ROWS_BYTES, /* workspace: `cols` is its size in bytes */
+};
+
+struct tensor {
+	enum dtype dtype;
+	enum tensor_rows rows;
+	int64_t cols;
+	int producer; /* node */
+	enum recompute recompute;
+	bool needs_grad;
+	/* Filled by graph_place(). */
+	int first, last; /* nodes between which it lives */
+	int owner;       /* the tensor whose memory it shares, or itself */
+	size_t offset;   /* bytes from the start of the region */
+};
+
+/* Low-rank updates of several parts of one product: y[:, col…] += scale · (x·A[row…]ᵀ)·Bᵀ. */
+struct low_rank {
+	int a; /* A[sum of r, in] of all parts */
+	int64_t rank; /* sum of r */
+	int n_parts;
+	struct {
+		int b; /* B[cols, r] */
+		int64_t col, cols, row, r;
+		float scale;
+	} parts[LINEAR_PARTS];
+};
+
+struct op;
+
+struct node {
+	const struct op *op;
+	int in[NODE_INPUTS], out[NODE_OUTPUTS];
+	int weight;             /* slot, or NONE */
+	int site;               /* dropout: which; cached attention: layer */
+	bool inverse;           /* rope */
+	float p;                /* dropout */
+	int64_t n_heads;        /* rope */
+	struct low_rank low_rank;
+};
+
+enum graph_purpose {
+	GRAPH_TRAIN,    /* loss, and backward if anything is trainable */
+	GRAPH_GENERATE, /* key/value cache, logits of the last row */
+};
+
+struct graph {
+	/* Set by graph_new(). */
+	struct model_config config;
+	enum graph_purpose purpose;
+	struct backend *backend;
+	enum dtype dtype;
+	int64_t tokens, max_seqs; /* the budget of a microbatch */
+	bool trainable;           /* parameters get gradients */
+	int64_t context;          /* rows of the key/value cache; of no meaning in training */
+
+	/* Set by a model while it builds: the level of what it adds next. */
+	enum recompute region;
+
+	struct weight *weights;
+	struct param *params;
+	struct tensor *tensors;
+	struct node *nodes;
+	int n_weights, n_params, n_tensors, n_nodes;
+	int cap_weights, cap_params, cap_tensors, cap_nodes;
+	int n_forward;     /* nodes of the forward pass; the rest is the backward pass */
+	int n_sites;  /* dropout */
+	int n_caches; /* attention layers with a key/value cache */
+	size_t param_elements; /* of the flat buffers, padding included */
+	int error;         /* 0 or -ENOMEM */
+};
+
+int graph_new(struct graph **ret, const struct model_config *config, enum graph_purpose purpose,
+	struct backend *backend, enum dtype dtype, int64_t tokens, int64_t max_seqs, bool trainable);
+void graph_free(struct graph *g);
+
+/* ---- construction -------------------------------------------------------------------------- */
+
+/* Adds a slot and returns it. The rows and modules of a linear weight are those of `w`. */
+int graph_weight(struct graph *g, const struct weight *w);
+int graph_param(struct graph *g, int64_t rows, int64_t cols);
+int graph_tensor(struct graph *g, enum dtype dtype, enum tensor_rows rows, int64_t cols,
+	enum recompute recompute);
+struct node graph_node_init(const struct op *op);
+/* Appends the node: sets its outputs' producer and, from inputs and `trains`, whether they need a
+ * gradient. Returns its index. */
+int graph_append(struct graph *g, const struct node *n, bool trains);
+
+/* y[T,d] = table[ids]. */
+int graph_embedding(struct graph *g, int weight);
+/* Sum of x and delta (delta NONE: x itself), and its RMSNorm. */
+struct normed {
+	int y, sum;
+};
+struct normed graph_rmsnorm(struct graph *g, int x, int delta, int weight);
+/* y[T,rows] = x·Wᵀ + bias. */
+int graph_linear(struct graph *g, int x, int weight);
+/* y with low-rank updates from x; see struct low_rank. */
+int graph_low_rank(struct graph *g, int y, int x, const struct low_rank *l);
+int graph_dropout(struct graph *g, int x, float p);
+/* Rotates the first n_heads heads of x. */
+int graph_rope(struct graph *g, int x, int64_t n_heads);
+/* qkv[T, (heads + 2·kv_heads)·head_dim] → o[T, heads·head_dim]; causal. */
+int graph_attention(struct graph *g, int qkv);
+/* gate_up[T,2·I] → h[T,I]. */
+int graph_swiglu(struct graph *g, int gate_up);
+/* Loss against the targets (GRAPH_TRAIN), or logits[1,V] of the last row (GRAPH_GENERATE). */
+void graph_head(struct graph *g, int x, int weight);
+
+/* ---- differentiation ----------------------------------------------------------------------- */
+
+/* Appends the backward pass: nodes only where a parameter lies upstream. -ENOMEM. */
+int graph_differentiate(struct graph *g, enum recompute level);
+
+struct autodiff {
+	struct graph *g;
+	enum recompute level;
+	int n; /* tensors of the forward pass */
+	int *grad;  /* by forward tensor: its gradient so far, or NONE */
+	int *again; /* by forward tensor: what was computed again, or NONE */
+};
+/* The gradient that has reached t, or NONE. */
+int autodiff_grad(const struct autodiff *ad, int t);
+bool autodiff_needs(const struct autodiff *ad, int t);
+/* Adds `grad` to what has reached t; autodiff_set() replaces it by a sum that holds it already. */
+void autodiff_add(struct autodiff *ad, int t, int grad);
+void autodiff_set(struct autodiff *ad, int t, int grad);
+/* A forward tensor for use in the backward pass: itself where it is kept, else computed again. */
+int autodiff_use(struct autodiff *ad, int t);
+
+/* ---- placement ----------------------------------------------------------------------------- */
+
+struct placement {
+	size_t region;      /* bytes of all tensors, laid out */
+	size_t activations; /* of them: kept from the forward pass for the backward pass */
+};
+
+/* Gives every tensor its offset from liveness, largest first: the same for the same graph.
+ * -ENOMEM. */
+int graph_place(struct graph *g, struct placement *ret);
+
+/* Bytes of a tensor at the full budget, a multiple of 64. */
+size_t tensor_bytes(const struct graph *g, int t);
+
+/* FLOPs of one microbatch at the full budget with sequences of `seq_len` tokens. */
+double graph_flops(const struct graph *g, int64_t seq_len);
+
+/* ---- running ------------------------------------------------------------------------------- */
+
+struct base_model;
+
+struct kv_cache {
+	uint8_t *memory; /* by layer: keys[capacity, kv_heads·head_dim], then values */
+	int64_t capacity, len; /* rows */
+};
+
+/* What a run of the graph works on; pointers into the device's memory unless said otherwise. All
+ * of it is borrowed. */
+struct run {
+	const struct graph *g;
+	struct backend *backend;
+	const struct base_model *base;
+	uint8_t *region;
+	void *params;         /* flat, activation dtype */
+	float *grads;         /* flat; NULL without backward pass */
+	const int32_t *ids, *positions, *targets; /* [rows] */
+	const float *cos_sin; /* [max positions, head_dim] */
+	double *loss_sum;
+
+	int64_t rows;
+	int64_t n_seqs;
+	const int32_t *seq_start, *seq_len; /* host memory */
+	const int32_t *seq_number;          /* host memory: number within the step, for dropout */
+	float grad_scale;
+	bool training; /* dropout, gradient of the loss */
+	uint64_t seed, step;
+	struct kv_cache *cache;
+};
+
+/* Makes every product ready, so that running allocates nothing. */
+int run_prepare(struct run *r, struct errmsg *err);
+void run_nodes(struct run *r, int first, int end);
+
+struct mat run_mat(const struct run *r, int t); /* data NULL for NONE */
+struct mat run_param(const struct run *r, int p);
+struct mat run_grad(const struct run *r, int p); /* f32 */
+
+/* What a kind of node is. */
+struct op {
+	const char *name;
+	/* Appends the nodes that carry the gradients of outputs to inputs and parameters. NULL: the
+	 * outputs never need a gradient, or the node is itself of the backward pass. */
+	void (*backward)(struct autodiff *ad, const struct node *n);
+	/* Changes the copy of a node whose outputs are to be computed again; NULL: nothing to
+	 * change. */
+	void (*again)(struct autodiff *ad, const struct node *original, struct node *copy);
+	double (*flops)(const struct graph *g, const struct node *n, int64_t seq_len);
+	int (*prepare)(struct run *r, const struct node *n, struct errmsg *err);
+	void (*run)(struct run *r, const struct node *n);
+	/* By output: set of inputs (bits) whose memory it may take where they die here. */
+	uint8_t inplace[NODE_OUTPUTS];
+};
+
+extern const struct op op_embedding, op_rmsnorm, op_rmsnorm_backward, op_linear, op_linear_backward,
+	op_low_rank, op_low_rank_backward, op_dropout, op_dropout_backward, op_rope, op_attention,
+	op_attention_backward, op_attention_cached, op_swiglu, op_swiglu_backward, op_add, op_lm_loss,
+	op_logits;

@@ -1,0 +1,85 @@
+#pragma once
+/*
+ * Base models on disk: Hugging Face folders and GGUF files, read behind one interface that speaks
+ * Hugging Face's names, layouts and units. Files come from outside: everything is checked before it
+ * is believed, and a fault names file, field and what would be right.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "util/errmsg.h"
+
+enum rope_scaling {
+	ROPE_SCALING_NONE,
+	ROPE_SCALING_LINEAR,
+	ROPE_SCALING_LLAMA3,
+};
+
+/* config.json, or the metadata of a GGUF in the same words. */
+struct model_config {
+	char model_type[64]; /* "llama" */
+	int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers;
+	int64_t num_attention_heads, num_key_value_heads, head_dim;
+	int64_t max_position_embeddings;
+	double rms_norm_eps, rope_theta;
+	enum rope_scaling rope_scaling;
+	struct {
+		double factor, low_freq_factor, high_freq_factor;
+		int64_t original_max_position_embeddings;
+	} rope;
+	bool tie_word_embeddings, attention_bias, mlp_bias;
+	int32_t bos_token_id, eos_token_id, pad_token_id; /* -1 where there is none */
+};
+
+/* Files of a model, opened and mapped, metadata parsed, weights not touched yet. Immutable and safe
+ * to use from several threads. */
+struct model_files;
+
+/* `path`: a folder with config.json and *.safetensors (sharded: with its index), a .gguf file, or a
+ * name ORG/NAME in the local Hugging Face cache. STATUS_NOT_FOUND, STATUS_INVALID; -errno. */
+int model_files_open(struct model_files **ret, const char *path, struct errmsg *err);
+void model_files_free(struct model_files *m);
+
+const struct model_config *model_files_config(const struct model_files *m);
+const char *model_files_path(const struct model_files *m);    /* resolved */
+const char *model_files_format(const struct model_files *m);  /* "huggingface" | "gguf" */
+const char *model_files_dtype(const struct model_files *m);   /* of most weight bytes: "bf16", "q4_1" */
+uint64_t model_files_bytes(const struct model_files *m);      /* of all weight files */
+uint64_t model_files_parameters(const struct model_files *m); /* tied ones once */
+
+/* BLAKE2b-256 over the bytes of weights, configuration and tokenizer. Reads everything. */
+int model_files_digest(const struct model_files *m, uint8_t ret_digest[32], struct errmsg *err);
+
+/* Shape of a tensor by its Hugging Face name ("model.layers.0.self_attn.q_proj.weight"); a vector
+ * has cols 1. False when there is none. */
+bool model_files_shape(const struct model_files *m, const char *name, int64_t *ret_rows,
+	int64_t *ret_cols);
+
+/* The tensor in f32, row-major, in Hugging Face's layout (GGUF's permutation of q and k undone),
+ * dequantized as ggml does it: out[rows·cols]. STATUS_INVALID when a value is not finite. */
+int model_files_read(const struct model_files *m, const char *name, float *out, struct errmsg *err);
+
+/* Text of a file beside the weights (tokenizer.json, tokenizer_config.json, generation_config.json),
+ * NUL-terminated, borrowed; NULL where there is none, as in GGUF. */
+const char *model_files_text(const struct model_files *m, const char *file, size_t *ret_len);
+
+/* The chat template's Jinja source, from tokenizer_config.json, chat_template.jinja or GGUF metadata;
+ * NULL where there is none. Borrowed. */
+const char *model_files_chat_template(const struct model_files *m);
+
+/* Tokenizer metadata of a GGUF; NULL for folders. Borrowed, strings not NUL-terminated. */
+struct gguf_tokenizer {
+	const char *model, *pre; /* "gpt2", "smollm"; NUL-terminated */
+	int64_t n_tokens, n_merges;
+	const char *const *tokens;
+	const uint32_t *token_lens;
+	const int32_t *token_types; /* NULL where missing; 1 normal, 3 control, 4 user-defined, 6 byte */
+	const float *scores;        /* NULL where missing; SentencePiece models have them */
+	const char *const *merges;  /* "a b" */
+	const uint32_t *merge_lens;
+	int32_t bos_token_id, eos_token_id, unk_token_id, pad_token_id; /* -1: none */
+	bool add_bos_token, add_eos_token, add_space_prefix;
+};
+const struct gguf_tokenizer *model_files_gguf_tokenizer(const struct model_files *m);

@@ -1,0 +1,371 @@
+#pragma once
+/*
+ * Inside engine/text/: the parts of a tokenizer and the scratch it works in.
+ *
+ * A text passes these stations, as in Hugging Face tokenizers:
+ *
+ *   added tokens found in the raw text          added.c
+ *   → normalizer, on what lies between           normalize.c
+ *   → added tokens found in the normalized text  added.c
+ *   → pre-tokenizer: cuts pieces into words      pretokenize.c (regex.c)
+ *   → byte-level BPE: words into ids             bpe.c
+ *   → post-processor: ids before and after       encode.c
+ *
+ * Words are runs of raw bytes here; the printable stand-ins for bytes that the ecosystem's files
+ * use ("Ġ" for a space) exist only while a vocabulary is read (vocab.c).
+ */
+
+#include <jansson.h>
+
+#include "engine/model/model.h"
+#include "engine/text/text.h"
+#include "engine/text/unicode.h"
+
+/* ---- vocab.c: tokens by id and by text --------------------------------------------------- */
+
+enum {
+	TOKEN_PRESENT = 1, /* the id is in use */
+	TOKEN_RAW = 2,     /* text, not byte-level: its bytes are not reachable by merging bytes */
+	TOKEN_ADDED = 4,
+	TOKEN_SPECIAL = 8,
+
+	MAX_VOCAB = 1 << 22,
+	MAX_TOKEN_BYTES = 1 << 16,
+	MAX_ADDED = 1 << 18,
+};
+
+struct token {
+	uint32_t offset, len; /* in vocab.bytes */
+	uint8_t flags;
+};
+
+/* Two tables of names: byte-level tokens by the bytes they stand for, others by their text. */
+struct vocab {
+	struct buf bytes;
+	struct token *tokens; /* size */
+	size_t size, cap;     /* size: largest id + 1 */
+	size_t count;         /* tokens of the model, added ones apart */
+	uint32_t *slots;      /* id + 1, open addressing; 0: empty */
+	size_t n_slots, used;
+	uint8_t hash_key[16];
+};
+
+void vocab_init(struct vocab *v);
+void vocab_deinit(struct vocab *v);
+
+/* The bytes that a byte-level token's text stands for, appended to `out`: true; false, and nothing
+ * appended, when a character of it stands for no byte. */
+int byte_level_decode(const char *text, size_t len, struct buf *out, bool *ret_is_bytes);
+
+/* The character, as a code point, that stands for a byte. */
+uint32_t byte_level_char(uint8_t byte);
+
+/* Adds the model's token `text` with this id. -EEXIST: id or text is taken. */
+int vocab_add(struct vocab *v, const char *text, size_t len, int32_t id);
+/* Adds a token that is text as it stands, reachable by id alone (added tokens). */
+int vocab_add_raw(struct vocab *v, const char *text, size_t len, int32_t id, uint8_t flags);
+/* The model's token with this text; -1: none. */
+int32_t vocab_find(const struct vocab *v, const char *text, size_t len);
+/* The byte-level token for these bytes; -1: none. */
+int32_t vocab_find_bytes(const struct vocab *v, const void *bytes, size_t len);
+
+static inline const uint8_t *vocab_bytes(const struct vocab *v, int32_t id)
+{
+	return v->bytes.data + v->tokens[id].offset;
+}
+
+/* ---- bpe.c ------------------------------------------------------------------------------- */
+
+struct merge_slot {
+	uint64_t pair; /* left << 32 | right; MERGE_EMPTY: none */
+	uint32_t rank;
+};
+
+struct bpe {
+	int32_t byte_id[256]; /* -1: no such token */
+	struct merge_slot *slots;
+	size_t n_slots;
+	uint32_t *result; /* [n_merges]: the id that a merge makes */
+	uint64_t *pairs;  /* [n_merges] */
+	size_t n_merges, cap;
+	int32_t unk; /* -1: unknown bytes are dropped */
+	bool fuse_unk, ignore_merges;
+};
+
+void bpe_deinit(struct bpe *b);
+/* Merges come in order of rank. */
+int bpe_add_merge(struct bpe *b, int32_t left, int32_t right, int32_t result);
+/* Builds the tables once all merges and the vocabulary are known. */
+int bpe_finish(struct bpe *b, const struct vocab *v);
+
+/* ---- regex.c: Oniguruma patterns on PCRE2 ------------------------------------------------ */
+
+struct regex;
+struct regex_scratch;
+
+/* Compiles a pattern as Hugging Face tokenizers would understand it. STATUS_INVALID when it uses
+ * something that is not known to mean the same in PCRE2; err names it. */
+int regex_new(struct regex **ret, const char *pattern, size_t len, struct errmsg *err);
+/* The same for what a file gives as a pattern: a regular expression, or a text to be found as it
+ * is. */
+int regex_new_pattern(struct regex **ret, const char *text, size_t len, bool literal,
+	struct errmsg *err);
+void regex_free(struct regex *r);
+/* The pattern as it was given. */
+const char *regex_source(const struct regex *r, size_t *ret_len);
+
+/* One thread's working memory, for any regex. */
+struct regex_scratch *regex_scratch_new(void);
+void regex_scratch_free(struct regex_scratch *s);
+
+/* A run over all matches in text[len], as onig's find_iter. */
+struct regex_iter {
+	size_t at, last_end;
+	bool any;
+};
+/* 1 and the match, 0 at the end, -errno. */
+int regex_next(const struct regex *r, struct regex_scratch *scratch, struct regex_iter *it,
+	const uint8_t *text, size_t len, size_t *ret_start, size_t *ret_end);
+
+/* ---- normalize.c ------------------------------------------------------------------------- */
+
+enum normalizer_kind {
+	NORMALIZE_NFC,
+	NORMALIZE_NFD,
+	NORMALIZE_NFKC,
+	NORMALIZE_NFKD,
+	NORMALIZE_LOWERCASE,
+	NORMALIZE_REPLACE,
+	NORMALIZE_PREPEND,
+	NORMALIZE_STRIP,
+};
+
+struct normalizer {
+	enum normalizer_kind kind;
+	struct regex *pattern; /* replace */
+	char *content;         /* replace, prepend */
+	size_t content_len;
+	bool left, right; /* strip */
+};
+
+/* A text and, for each of its bytes, where in the original text it comes from. */
+struct aligned {
+	struct buf text;
+	uint32_t *origin;
+	size_t cap;
+};
+
+enum {
+	MAX_NORMALIZERS = 64,
+};
+
+void normalizer_deinit(struct normalizer *n);
+void aligned_deinit(struct aligned *a);
+/* out = normalizer(in); `out` is emptied first. */
+int normalizer_run(const struct normalizer *n, struct regex_scratch *scratch,
+	const struct aligned *in, struct aligned *out);
+
+/* ---- added.c ----------------------------------------------------------------------------- */
+
+struct added_token {
+	char *content; /* owned */
+	size_t len;
+	int32_t id;
+	bool single_word, lstrip, rstrip, normalized, special;
+};
+
+struct trie_node {
+	uint32_t child, sibling; /* 0: none */
+	int32_t token;           /* index into added; -1: none ends here */
+	uint8_t byte;
+};
+
+struct trie {
+	struct trie_node *nodes; /* nodes[0] is the root */
+	size_t n, cap;
+	uint32_t first[256]; /* the root's children */
+};
+
+void trie_deinit(struct trie *t);
+/* -EEXIST: there is a token of this text. */
+int trie_add(struct trie *t, const uint8_t *text, size_t len, int32_t token);
+
+/* The added tokens in a text, one after the other, as added_vocabulary.rs finds them. */
+struct added_iter {
+	size_t at;   /* where to look on */
+	size_t done; /* what lies before is handed out */
+};
+struct added_match {
+	size_t start, end; /* of the token, with the spaces it swallows */
+	const struct added_token *token;
+};
+bool added_next(const struct trie *t, const struct added_token *added, struct added_iter *it,
+	const uint8_t *text, size_t len, struct added_match *ret);
+
+/* ---- pretokenize.c ----------------------------------------------------------------------- */
+
+enum pattern_kind {
+	PATTERN_GPT2,   /* these three by hand: nearly all models use them, and they are the hot loop */
+	PATTERN_LLAMA3,
+	PATTERN_QWEN2,
+	PATTERN_NUMERIC, /* each numeric character */
+	PATTERN_REGEX,
+	PATTERN_NONE, /* ByteLevel without its regex: the piece is a word */
+};
+
+enum split_behavior {
+	SPLIT_ISOLATED,
+	SPLIT_REMOVED,
+	SPLIT_MERGED_WITH_PREVIOUS,
+	SPLIT_MERGED_WITH_NEXT,
+	SPLIT_CONTIGUOUS,
+};
+
+struct split_step {
+	enum pattern_kind kind;
+	enum split_behavior behavior;
+	bool invert;
+	bool add_prefix_space; /* before splitting; of ByteLevel alone */
+	struct regex *regex;
+};
+
+enum {
+	MAX_STEPS = 16,
+};
+
+extern const char pattern_gpt2[], pattern_llama3[], pattern_qwen2[];
+
+/* A pattern written in a tokenizer.json. */
+int split_step_pattern(struct split_step *s, const char *pattern, size_t len, bool literal,
+	struct errmsg *err);
+
+/* ---- the tokenizer ----------------------------------------------------------------------- */
+
+struct tokenizer {
+	struct vocab vocab;
+	struct bpe bpe;
+	struct normalizer *normalizers;
+	size_t n_normalizers;
+	struct split_step steps[MAX_STEPS];
+	size_t n_steps; /* the last one is ByteLevel's */
+	struct added_token *added;
+	size_t n_added, added_cap;
+	size_t n_new; /* added ones that the model's vocabulary has not */
+	struct trie raw_trie, normalized_trie;
+	struct ids before, after; /* what the post-processor adds */
+	int32_t bos, eos;
+	uint8_t *classes; /* unicode_classes_new() */
+	uint8_t digest[32];
+};
+
+/* An empty one, to be filled by a reader and completed by tokenizer_finish(). */
+struct tokenizer *tokenizer_alloc(void);
+/* An added token, content copied; one whose id is -1 takes the model's token of that text, or the
+ * next free id, as Hugging Face gives it. STATUS_INVALID: there is one like it, its id is not what
+ * Hugging Face would give, or it is too long. */
+int tokenizer_add_token(struct tokenizer *t, const struct added_token *token, const char *what,
+	struct errmsg *err);
+/* A step or normalizer, handed over whatever the result. -E2BIG: too many. */
+int tokenizer_add_step(struct tokenizer *t, struct split_step *step);
+int tokenizer_add_normalizer(struct tokenizer *t, struct normalizer *n);
+/* The next merge, of tokens that the vocabulary holds. `rank` is its number, for faults. */
+int tokenizer_add_merge(struct tokenizer *t, const char *left, size_t left_len, const char *right,
+	size_t right_len, size_t rank, const char *what, struct errmsg *err);
+/* The same from "left right". */
+int tokenizer_add_merge_line(struct tokenizer *t, const char *line, size_t len, size_t rank,
+	const char *what, struct errmsg *err);
+/* Sets the digest; again after bos or eos has changed. */
+void tokenizer_hash(struct tokenizer *t);
+int tokenizer_finish(struct tokenizer *t, const char *what, struct errmsg *err);
+int tokenizer_from_gguf(struct tokenizer **ret, const struct gguf_tokenizer *g, const char *what,
+	struct errmsg *err);
+/* With tokenizer_config.json beside it (may be NULL), which names BOS and EOS. */
+int tokenizer_from_json(struct tokenizer **ret, const char *json, size_t len, const char *config,
+	size_t config_len, const char *what, struct errmsg *err);
+/* The text of a token as it would stand in a text. */
+const char *tokenizer_text(const struct tokenizer *t, int32_t id, size_t *ret_len);
+
+/* ---- encode.c: one thread's scratch ------------------------------------------------------ */
+
+struct token_place {
+	uint32_t start, end; /* bytes of the original text */
+};
+
+struct places {
+	struct token_place *data; /* owned */
+	size_t len, cap;
+};
+int places_append(struct places *p, struct token_place place);
+
+struct symbol {
+	int32_t id; /* -1: merged into the one before */
+	int32_t prev, next;
+	uint32_t len;
+};
+
+struct word_slot;
+
+struct encoder {
+	const struct tokenizer *t;
+	struct regex_scratch *regex;
+	struct word_slot *cache; /* NULL: none */
+	struct symbol *symbols;
+	size_t symbols_cap;
+	uint64_t *heap;
+	size_t heap_len, heap_cap;
+	struct aligned aligned[2];
+	struct buf prefixed;
+	/* where the ids go during a call */
+	struct ids *out;
+	struct places *places; /* NULL: nobody asks */
+};
+
+/* `texts`: many texts will follow, so that a cache of words is worth its memory. */
+int encoder_init(struct encoder *e, const struct tokenizer *t, bool many);
+void encoder_deinit(struct encoder *e);
+/* As tokenizer_encode(); places, where not NULL, gets where each id's bytes lie in the text (ids
+ * that the post-processor adds lie at an end and are empty). */
+int encoder_run(struct encoder *e, const char *text, size_t len, bool add_special, struct ids *out,
+	struct places *places, struct errmsg *err);
+
+/* A piece of (normalized) text: where bytes of it lie in the original. */
+struct piece {
+	const uint8_t *text;
+	size_t len;
+	const uint32_t *origin; /* NULL: base + i */
+	size_t base;
+	size_t inserted; /* leading bytes that are in no original */
+};
+/* Cuts the piece and encodes its words. */
+int pretokenize(struct encoder *e, const struct piece *p);
+/* Encodes one word: text[start … end) of the piece. */
+int bpe_encode(struct encoder *e, const struct piece *p, size_t start, size_t end);
+int word_cache_new(struct word_slot **ret);
+
+/* ---- chat templates, rows ---------------------------------------------------------------- */
+
+/* One line of a dataset, checked. The strings belong to `root`. */
+struct row {
+	json_t *root; /* owned */
+	enum row_format format;
+	const char *prompt, *completion; /* prompt-completion; text: in `completion` */
+	size_t prompt_len, completion_len;
+	json_t *messages; /* messages: an array, checked */
+};
+
+void row_deinit(struct row *r);
+
+/* Where a row reader stands in a line: several objects may follow one another where a file without
+ * a final newline was joined with the next. */
+struct row_reader {
+	const char *line;
+	size_t len, at;
+};
+
+/* Reads the next row of a line: 1 with *ret, 0 at the line's end. -EBADMSG: the row is bad, and
+ * `fault` says what is wrong and what would be right. -ENOMEM. */
+int row_next(struct row_reader *r, const struct rows_spec *spec, struct row *ret,
+	struct errmsg *fault);
+
+/* The message at `i` of a checked array. */
+struct message row_message(const json_t *messages, size_t i);

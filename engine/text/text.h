@@ -1,0 +1,163 @@
+#pragma once
+/* From text to what is trained on: tokenizers, chat templates, rows, samples. */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "util/buf.h"
+#include "util/errmsg.h"
+
+struct model_files;
+
+/* ---- tokenizers -------------------------------------------------------------------------- */
+
+/* Immutable once made, safe to use from several threads. */
+struct tokenizer;
+
+/* From tokenizer.json or GGUF metadata. An unsupported kind is refused by name. */
+int tokenizer_new(struct tokenizer **ret, const struct model_files *files, struct errmsg *err);
+/* From the text of a tokenizer.json alone (NUL-terminated). */
+int tokenizer_new_json(struct tokenizer **ret, const char *json, size_t len, const char *what,
+	struct errmsg *err);
+void tokenizer_free(struct tokenizer *t);
+
+int64_t tokenizer_vocab_size(const struct tokenizer *t); /* ids are below this */
+int32_t tokenizer_eos(const struct tokenizer *t); /* -1: none */
+int32_t tokenizer_bos(const struct tokenizer *t);
+int32_t tokenizer_id(const struct tokenizer *t, const char *token); /* -1: no such token */
+
+/* BLAKE2b-256 of all that decides its ids. */
+void tokenizer_digest(const struct tokenizer *t, uint8_t ret[32]);
+
+struct ids {
+	int32_t *data; /* owned */
+	size_t len, cap;
+};
+void ids_deinit(struct ids *ids);
+int ids_append(struct ids *ids, const int32_t *data, size_t n);
+
+/* Appends the ids of text[len], equal to Hugging Face tokenizers' encode(). Added and special
+ * tokens in the text are recognised, and bytes that the vocabulary lacks become the unknown token
+ * or, where there is none, nothing, as there. add_special: what the post-processor adds (BOS, …).
+ * STATUS_INVALID with the byte's position when the text is no UTF-8; -ENOMEM. */
+int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, bool add_special,
+	struct ids *out, struct errmsg *err);
+
+/* Appends the bytes of one token (of a byte-level token, its bytes, perhaps half a character).
+ * skip_special: nothing for special tokens. */
+int tokenizer_decode(const struct tokenizer *t, int32_t id, bool skip_special, struct buf *out);
+
+/* ---- chat templates ---------------------------------------------------------------------- */
+
+struct message {
+	const char *role, *content; /* lengths, for the content may hold anything but NUL */
+	size_t role_len, content_len;
+};
+
+struct chat_template;
+
+/* Recognises a template by its Jinja source (model_files_chat_template()), or takes a built-in one
+ * by `name` ("chatml", "smollm2", …) when name is not NULL. STATUS_INVALID: unknown; the message
+ * lists the names. Result is static, nothing to free. */
+int chat_template_find(const struct chat_template **ret, const char *jinja, const char *name,
+	struct errmsg *err);
+const char *chat_template_name(const struct chat_template *t);
+
+/* A span [start, end) of the rendered text that the assistant said, with what ends its turn, as
+ * TRL's training templates mark it: for ChatML content, "<|im_end|>" and the newline after it; for
+ * Llama 3 content and "<|eot_id|>". A token of which a byte lies in a span is trained on. */
+struct span {
+	size_t start, end;
+};
+
+/* Appends the text as transformers' apply_chat_template renders it; the assistant's turns go to
+ * spans[*ret_n_spans], at most `max_spans` (n messages suffice; spans may be NULL). */
+int chat_template_render(const struct chat_template *t, const struct message *messages, size_t n,
+	bool add_generation_prompt, struct buf *out, struct span *spans, size_t max_spans,
+	size_t *ret_n_spans, struct errmsg *err);
+
+/* ---- datasets ---------------------------------------------------------------------------- */
+
+enum row_format {
+	ROWS_PROMPT_COMPLETION,
+	ROWS_MESSAGES,
+	ROWS_TEXT,
+};
+
+/* How rows are read. Field names NULL: told apart by their keys. */
+struct rows_spec {
+	const char *prompt_field, *completion_field;
+};
+
+/* One of the files that make up a dataset, for faults. */
+struct rows_file {
+	const char *name;
+	size_t size;
+};
+
+struct rows_check {
+	uint64_t rows;
+	enum row_format format;
+	uint64_t faults;
+};
+
+/* Reads all rows of a JSONL dataset and writes the first ten faults, one a line as
+ * `file:line: what; what would be right`, into `faults`. Empty lines at the end are no rows.
+ * STATUS_INVALID when there are faults or no rows at all; err then holds a summary. */
+int rows_check(const char *data, size_t len, const struct rows_file *files, size_t n_files,
+	const struct rows_spec *spec, struct rows_check *ret, struct buf *faults, struct errmsg *err);
+
+/* The format of the first row, the others unread. STATUS_INVALID as rows_check(). */
+int rows_format(const char *data, size_t len, const struct rows_spec *spec, enum row_format *ret,
+	struct errmsg *err);
+
+const char *row_format_name(enum row_format f); /* "prompt-completion", "messages", "text" */
+
+enum overlong {
+	OVERLONG_DROP,
+	OVERLONG_TRUNCATE,
+	OVERLONG_RAISE,
+};
+
+struct sample_options {
+	struct rows_spec rows;
+	int64_t max_length; /* 0: no limit */
+	enum overlong overlong;
+	bool train_on_prompt;
+	const struct chat_template *chat_template; /* NULL: messages are refused */
+	bool keep_all; /* for inspection: keep dropped rows, marked by `fault` */
+};
+
+enum row_fault {
+	ROW_OK,
+	ROW_OVERLONG,    /* more than max_length tokens: dropped, or cut */
+	ROW_UNTRAINABLE, /* no label: dropped */
+	ROW_MISALIGNED,  /* the prompt's own tokens are no prefix of the row's; kept */
+};
+
+/* A tokenized dataset: sample i has ids[start[i] … start[i+1]). labels[j] is ids[j] where it is
+ * trained on, -100 elsewhere; the shift by one is made when a batch is built. */
+struct samples {
+	uint64_t n;
+	int64_t *start;    /* n + 1 */
+	int32_t *ids, *labels;
+	uint64_t *row;     /* n: the row's number in the dataset, from 0 */
+	uint8_t *fault;    /* n: enum row_fault */
+	uint64_t rows, overlong, untrainable, misaligned; /* counts over all rows */
+	int64_t longest;   /* tokens, of all rows before cutting */
+	int64_t longest_kept;
+	uint64_t target_tokens; /* labels of samples to train on, a sample's first token apart: nothing
+	                         * stands before it to predict it from */
+};
+
+/* Tokenizes as TRL's supervised fine-tuning does: prompt and completion are
+ * joined as they are and the end-of-sequence token follows, unless the row ends with it; the mask
+ * covers the encoded prompt's length. Messages: the chat template, labels on the assistant's turns.
+ * Text: all of it and the end-of-sequence token. Several objects on a line are several rows: that
+ * is how files without a final newline lie when they are joined. `threads` share the work; the
+ * result does not depend on their number. OVERLONG_RAISE: STATUS_INVALID naming the row.
+ * STATUS_INVALID also when no row is left to train on. */
+int samples_new(struct samples **ret, const char *data, size_t len, const struct tokenizer *t,
+	const struct sample_options *o, unsigned threads, struct errmsg *err);
+void samples_free(struct samples *s);

@@ -1,0 +1,150 @@
+#include "engine/train/job.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "engine/model/rope.h"
+#include "util/cleanup.h"
+#include "util/util.h"
+
+DEFINE_CLEANUP(struct graph *, graph_free);
+
+int64_t job_max_seqs(int64_t tokens)
+{
+	return min_i64(tokens, 1024);
+}
+
+int job_method(struct peft **ret, const struct graph_request *q, const struct method_config *m,
+	struct errmsg *err)
+{
+	_cleanup_(graph_freep) struct graph *g = NULL;
+	int r = model_graph(&g, q, NULL, err);
+	return r != 0 ? r : peft_new(ret, m, g, err);
+}
+
+/* Takes `bytes` of the arena. */
+static size_t take(struct layout *l, size_t bytes)
+{
+	size_t at = l->total;
+	l->total += align_up(bytes, 64);
+	return at;
+}
+
+static struct layout lay_out(const struct graph *g, const struct placement *p)
+{
+	struct layout l = {0};
+	size_t flat = g->param_elements * sizeof(float), tokens = (size_t)g->tokens;
+	bool train = g->trainable;
+	int64_t positions = g->purpose == GRAPH_GENERATE ? g->context : g->tokens;
+
+	l.masters = take(&l, flat);
+	l.copies = l.masters;
+	if (g->dtype != DTYPE_F32) {
+		l.copies = take(&l, g->param_elements * dtype_size(g->dtype));
+	}
+	l.exp_avg = take(&l, train ? flat : 0);
+	l.exp_avg_sq = take(&l, train ? flat : 0);
+	l.grads = take(&l, train ? flat : 0);
+	l.ids = take(&l, tokens * sizeof(int32_t));
+	l.positions = take(&l, tokens * sizeof(int32_t));
+	l.targets = take(&l, tokens * sizeof(int32_t));
+	l.loss_sum = take(&l, sizeof(double));
+	l.cos_sin = take(&l, (size_t)positions * (size_t)g->config.head_dim * sizeof(float));
+	l.region = take(&l, p->region);
+	return l;
+}
+
+int job_build(struct job *ret, const struct graph_request *q, struct peft *peft,
+	enum recompute recompute, struct errmsg *err)
+{
+	_cleanup_(graph_freep) struct graph *g = NULL;
+	struct placement p;
+	int r = model_graph(&g, q, peft, err);
+	if (r == 0 && q->trainable) {
+		r = graph_differentiate(g, recompute);
+	}
+	if (r == 0) {
+		r = graph_place(g, &p);
+	}
+	if (r != 0) {
+		return r;
+	}
+	*ret = (struct job){.peft = peft, .placement = p, .recompute = recompute};
+	ret->layout = lay_out(g, &p);
+	ret->g = steal_ptr(g);
+	return 0;
+}
+
+void job_deinit(struct job *j)
+{
+	graph_free(j->g);
+	*j = (struct job){0};
+}
+
+struct run job_run(const struct job *j, const struct base_model *base, uint8_t *arena)
+{
+	const struct layout *l = &j->layout;
+	return (struct run){
+		.g = j->g,
+		.backend = j->g->backend,
+		.base = base,
+		.region = arena + l->region,
+		.params = arena + l->copies,
+		.grads = j->g->trainable ? (float *)(void *)(arena + l->grads) : NULL,
+		.ids = (const int32_t *)(void *)(arena + l->ids),
+		.positions = (const int32_t *)(void *)(arena + l->positions),
+		.targets = (const int32_t *)(void *)(arena + l->targets),
+		.cos_sin = (const float *)(void *)(arena + l->cos_sin),
+		.loss_sum = (double *)(void *)(arena + l->loss_sum),
+		.grad_scale = 1,
+	};
+}
+
+int job_upload_positions(const struct job *j, uint8_t *arena)
+{
+	const struct graph *g = j->g;
+	int64_t n = g->purpose == GRAPH_GENERATE ? g->context : g->tokens;
+	size_t elements = (size_t)n * (size_t)g->config.head_dim;
+	_cleanup_(freep) float *host = alloc_array(elements, sizeof(*host));
+	if (!host) {
+		return -ENOMEM;
+	}
+	rope_table(&g->config, n, host);
+	backend_upload(g->backend, arena + j->layout.cos_sin, host, elements * sizeof(*host));
+	return 0;
+}
+
+static struct mat flat_mat(const struct job *j, uint8_t *arena, size_t offset, enum dtype dtype)
+{
+	int64_t n = (int64_t)j->g->param_elements;
+	return (struct mat){arena + offset, dtype, 1, n, n};
+}
+
+void job_refresh_copies(const struct job *j, uint8_t *arena)
+{
+	if (j->g->dtype != DTYPE_F32 && j->g->param_elements > 0) {
+		cast(j->g->backend, flat_mat(j, arena, j->layout.copies, j->g->dtype),
+			flat_mat(j, arena, j->layout.masters, DTYPE_F32));
+	}
+}
+
+void job_upload_params(const struct job *j, uint8_t *arena, const float *flat)
+{
+	backend_upload(j->g->backend, arena + j->layout.masters, flat,
+		j->g->param_elements * sizeof(*flat));
+	job_refresh_copies(j, arena);
+}
+
+int job_load_adapter(const struct job *j, uint8_t *arena, const struct adapter *a,
+	struct errmsg *err)
+{
+	_cleanup_(freep) float *flat = calloc_array(j->g->param_elements, sizeof(*flat));
+	if (!flat) {
+		return -ENOMEM;
+	}
+	int r = j->peft->method->load(j->peft, j->g, a, flat, err);
+	if (r == 0) {
+		job_upload_params(j, arena, flat);
+	}
+	return r;
+}

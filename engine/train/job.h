@@ -1,0 +1,47 @@
+#pragma once
+/* A job's graph, its method and its memory, as planning and running both need them. */
+
+#include "engine/graph.h"
+#include "engine/model/arch.h"
+#include "engine/peft/peft.h"
+
+/* Offsets into the arena; each a multiple of 64. */
+struct layout {
+	size_t masters, copies, exp_avg, exp_avg_sq, grads; /* flat buffers; copies = masters in f32 */
+	size_t ids, positions, targets, loss_sum, cos_sin;
+	size_t region; /* of the graph's tensors */
+	size_t total;
+};
+
+struct job {
+	struct graph *g;
+	struct peft *peft; /* NULL: base alone; borrowed */
+	struct placement placement;
+	struct layout layout;
+	enum recompute recompute;
+};
+
+/* The method `m` on a model; free with peft_free(). */
+int job_method(struct peft **ret, const struct graph_request *q, const struct method_config *m,
+	struct errmsg *err);
+
+/* Builds, differentiates (q->trainable), places and lays out. */
+int job_build(struct job *ret, const struct graph_request *q, struct peft *peft,
+	enum recompute recompute, struct errmsg *err);
+void job_deinit(struct job *j);
+
+/* Sequences that one microbatch of so many tokens may hold. */
+int64_t job_max_seqs(int64_t tokens);
+
+/* A run on an arena laid out like that. */
+struct run job_run(const struct job *j, const struct base_model *base, uint8_t *arena);
+
+/* Fills the table of positions in an arena. -ENOMEM. */
+int job_upload_positions(const struct job *j, uint8_t *arena);
+/* Masters to the device, and the copy that products use. */
+void job_upload_params(const struct job *j, uint8_t *arena, const float *flat);
+void job_refresh_copies(const struct job *j, uint8_t *arena);
+
+/* Adapter parameters into an arena: those of `a`. */
+int job_load_adapter(const struct job *j, uint8_t *arena, const struct adapter *a,
+	struct errmsg *err);

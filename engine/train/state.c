@@ -1,0 +1,234 @@
+/*
+ * What resuming needs beside the adapter: moments of the optimizer by tensor, the number of steps
+ * done, and the fingerprint of all that decides the bits of the run. Order, schedule and random
+ * numbers are functions of these, so there is nothing else to keep.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/train/session.h"
+#include "util/cleanup.h"
+#include "util/util.h"
+
+enum {
+	/* To change what is written: raise it, and say in restore() what becomes of older states. */
+	STATE_VERSION = 1,
+	TENSOR_NAME_MAX = MODULE_NAME_MAX + 96,
+};
+
+static const char *const moment_names[2] = {"exp_avg", "exp_avg_sq"};
+
+static void bufp(struct buf *b)
+{
+	buf_deinit(b);
+}
+
+static void safetensorsp(struct safetensors *s)
+{
+	safetensors_deinit(s);
+}
+
+int session_fingerprint(const struct train_session *s, char **ret)
+{
+	_cleanup_(bufp) struct buf b = {0};
+	const struct graph *g = s->job.g;
+	const struct model_config *mc = &g->config;
+	const struct train_config *c = &s->config;
+	int r = buf_appendf(&b, "backend=%s\n", backend_fingerprint(g->backend));
+	if (r == 0) {
+		r = buf_appendf(&b, "model=%s layers=%" PRId64 " hidden=%" PRId64 " vocab=%" PRId64 "\n"
+			"dtype=%s\nmicrobatch_tokens=%" PRId64 "\nrecompute=%d\nparameters=%zu\nmethod=",
+			mc->model_type, mc->num_hidden_layers, mc->hidden_size, mc->vocab_size,
+			dtype_name(g->dtype), g->tokens, (int)s->job.recompute, g->param_elements);
+	}
+	if (r == 0) {
+		r = s->peft->method->describe(s->peft, &b);
+	}
+	if (r == 0) {
+		r = buf_appendf(&b, "\noptimizer=adamw %.17g %.17g %.17g decay=%.17g clip=%.17g\n"
+			"schedule=%d lr=%.17g warmup=%" PRId64 " steps=%" PRId64 "\n", c->adam_beta1,
+			c->adam_beta2, c->adam_epsilon, c->weight_decay, c->max_grad_norm, (int)c->lr_scheduler,
+			c->learning_rate, c->warmup_steps, c->max_steps);
+	}
+	if (r == 0) {
+		r = buf_appendf(&b, "data=rows %" PRIu64 " tokens %" PRId64 " batch=%" PRId64
+			" packing=%d sequential=%d seed=%" PRIu64 "\n", s->samples->n,
+			s->samples->start[s->samples->n], c->batch_size, c->packing, c->sequential, c->seed);
+	}
+	if (r < 0) {
+		return r;
+	}
+	*ret = buf_steal(&b, NULL);
+	return *ret ? 0 : -ENOMEM;
+}
+
+static float *download_flat(const struct train_session *s, size_t offset)
+{
+	float *flat = alloc_array(s->job.g->param_elements, sizeof(*flat));
+	if (flat) {
+		backend_download(s->job.g->backend, flat, s->arena + offset,
+			s->job.g->param_elements * sizeof(*flat));
+	}
+	return flat;
+}
+
+int train_session_export(struct train_session *s, struct buf *config_json, struct buf *weights,
+	struct errmsg *err)
+{
+	_cleanup_(freep) float *flat = download_flat(s, s->job.layout.masters);
+	if (!flat) {
+		return -ENOMEM;
+	}
+	return s->peft->method->save(s->peft, s->job.g, flat, base_model_path(s->base), config_json,
+		weights, err);
+}
+
+static int compare_names(const void *a, const void *b)
+{
+	return strcmp(((const struct st_out *)a)->name, ((const struct st_out *)b)->name);
+}
+
+int train_session_save(struct train_session *s, struct buf *state, struct errmsg *err)
+{
+	const struct layout *l = &s->job.layout;
+	size_t n = s->peft->method->n_tensors(s->peft);
+	_cleanup_(freep) float *moments[2] = {download_flat(s, l->exp_avg), NULL};
+	_cleanup_(freep) float *second = download_flat(s, l->exp_avg_sq);
+	_cleanup_(freep) char *names = calloc_array(2 * n, TENSOR_NAME_MAX);
+	_cleanup_(freep) struct st_out *out = calloc_array(2 * n, sizeof(*out));
+	moments[1] = second;
+	if (!moments[0] || !second || !names || !out) {
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < 2 * n; i++) {
+		char *name = names + i * TENSOR_NAME_MAX;
+		size_t offset, len;
+		int64_t dims[2];
+		s->peft->method->tensor(s->peft, s->job.g, i / 2, name, TENSOR_NAME_MAX - 16, &offset,
+			dims);
+		len = strlen(name);
+		snprintf(name + len, TENSOR_NAME_MAX - len, ".%s", moment_names[i % 2]);
+		out[i] = (struct st_out){.name = name, .dtype = ST_F32, .n_dims = 2,
+			.dims = {dims[0], dims[1]}, .data = moments[i % 2] + offset};
+	}
+	qsort(out, 2 * n, sizeof(*out), compare_names);
+	char version[16], step[32];
+	snprintf(version, sizeof(version), "%d", STATE_VERSION);
+	snprintf(step, sizeof(step), "%" PRId64, s->step);
+	const char *const metadata[] = {"fingerprint", s->fingerprint, "format", "peftd-state",
+		"step", step, "version", version};
+	return safetensors_write(state, out, 2 * n, metadata, ARRAY_LEN(metadata) / 2);
+}
+
+static const char *find_metadata(const struct safetensors *st, const char *key)
+{
+	for (size_t i = 0; i < st->n_metadata; i++) {
+		if (strcmp(st->metadata[2 * i], key) == 0) {
+			return st->metadata[2 * i + 1];
+		}
+	}
+	return NULL;
+}
+
+/* Names the first line in which two fingerprints differ. */
+static int refuse_other(const char *have, const char *want, struct errmsg *err)
+{
+	while (*have && *want) {
+		int a = (int)strcspn(have, "\n"), b = (int)strcspn(want, "\n");
+		if (a != b || strncmp(have, want, (size_t)a) != 0) {
+			return errmsg_set(err, STATUS_CONFLICT, "the checkpoint is of another setting and "
+				"would not go on to the same bits: it has \"%.*s\", here is \"%.*s\"",
+				a < 400 ? a : 400, have, b < 400 ? b : 400, want);
+		}
+		have += a + (have[a] == '\n');
+		want += b + (want[b] == '\n');
+	}
+	return errmsg_set(err, STATUS_CONFLICT, "the checkpoint's fingerprint is of another form");
+}
+
+static int read_moments(const struct train_session *s, const struct safetensors *st,
+	float *moments[2], struct errmsg *err)
+{
+	size_t n = s->peft->method->n_tensors(s->peft);
+	if (st->n_tensors != 2 * n) {
+		return errmsg_set(err, STATUS_INVALID, "state: %zu tensors, not %zu", st->n_tensors, 2 * n);
+	}
+	for (size_t i = 0; i < 2 * n; i++) {
+		char name[TENSOR_NAME_MAX];
+		size_t offset, len;
+		int64_t dims[2];
+		s->peft->method->tensor(s->peft, s->job.g, i / 2, name, sizeof(name) - 16, &offset, dims);
+		len = strlen(name);
+		snprintf(name + len, sizeof(name) - len, ".%s", moment_names[i % 2]);
+		const struct st_tensor *t = safetensors_find(st, name);
+		if (!t || t->n_dims != 2 || t->dims[0] != dims[0] || t->dims[1] != dims[1]) {
+			return errmsg_set(err, STATUS_INVALID, "state: no tensor %s of [%lld, %lld]", name,
+				(long long)dims[0], (long long)dims[1]);
+		}
+		int r = st_tensor_read_f32(t, moments[i % 2] + offset, err);
+		if (r != 0) {
+			return r;
+		}
+	}
+	return 0;
+}
+
+static int check_header(const struct train_session *s, const struct safetensors *st,
+	bool allow_other, int64_t *ret_step, struct errmsg *err)
+{
+	const char *version = find_metadata(st, "version"), *step = find_metadata(st, "step");
+	const char *fingerprint = find_metadata(st, "fingerprint");
+	if (!version || !step || !fingerprint) {
+		return errmsg_set(err, STATUS_INVALID, "state: no version, step or fingerprint in it");
+	}
+	if (strtol(version, NULL, 10) != STATE_VERSION) {
+		return errmsg_set(err, STATUS_VERSION, "state: version %.16s; this build reads version %d",
+			version, STATE_VERSION);
+	}
+	char *end;
+	errno = 0;
+	long long n = strtoll(step, &end, 10);
+	if (errno != 0 || end == step || *end != '\0' || n < 0) {
+		return errmsg_set(err, STATUS_INVALID, "state: \"%.32s\" is no number of steps", step);
+	}
+	if (!allow_other && strcmp(fingerprint, s->fingerprint) != 0) {
+		return refuse_other(fingerprint, s->fingerprint, err);
+	}
+	*ret_step = n;
+	return 0;
+}
+
+int train_session_restore(struct train_session *s, const struct adapter *adapter, const void *state,
+	size_t state_len, bool allow_other, struct errmsg *err)
+{
+	_cleanup_(safetensorsp) struct safetensors st = {0};
+	int r = safetensors_parse(&st, state, state_len, "state", err);
+	int64_t step = 0;
+	if (r == 0) {
+		r = check_header(s, &st, allow_other, &step, err);
+	}
+	if (r != 0) {
+		return r;
+	}
+	size_t elements = s->job.g->param_elements;
+	_cleanup_(freep) float *exp_avg = calloc_array(elements, sizeof(float));
+	_cleanup_(freep) float *exp_avg_sq = calloc_array(elements, sizeof(float));
+	if (!exp_avg || !exp_avg_sq) {
+		return -ENOMEM;
+	}
+	r = read_moments(s, &st, (float *[2]){exp_avg, exp_avg_sq}, err);
+	if (r == 0) {
+		r = job_load_adapter(&s->job, s->arena, adapter, err);
+	}
+	if (r != 0) {
+		return r;
+	}
+	struct backend *b = s->job.g->backend;
+	backend_upload(b, s->arena + s->job.layout.exp_avg, exp_avg, elements * sizeof(float));
+	backend_upload(b, s->arena + s->job.layout.exp_avg_sq, exp_avg_sq, elements * sizeof(float));
+	s->step = step;
+	return 0;
+}

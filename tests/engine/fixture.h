@@ -1,0 +1,43 @@
+#pragma once
+/* A golden case (tests/golden/make_llama.py) opened: model, adapter, rows, and what torch made of
+ * them. Anything missing ends the test. */
+
+#include <jansson.h>
+
+#include "engine/engine.h"
+#include "engine/train/session.h"
+
+struct fixture {
+	char *folder;
+	struct model_files *files;
+	struct backend *backend;
+	struct base_model *base; /* loaded by fixture_base() */
+	struct adapter adapter;
+	json_t *golden;
+	struct samples samples;
+	struct train_config config; /* f32, the golden run's */
+	struct method_config method;
+};
+
+extern const char *const golden_cases[]; /* NULL-terminated */
+
+void fixture_open(struct fixture *f, const char *name);
+void fixture_base(struct fixture *f, enum dtype dtype, bool train);
+void fixture_close(struct fixture *f);
+
+/* A session on all rows, planned without limit; the fixture's adapter where `init`. */
+struct train_session *fixture_session(struct fixture *f, bool init);
+/* The same at a given budget of a microbatch. */
+struct train_session *fixture_session_at(struct fixture *f, bool init, int64_t microbatch_tokens);
+
+double golden_number(const struct fixture *f, const char *key);
+double golden_item(const struct fixture *f, const char *key, size_t i);
+
+char *read_file(const char *folder, const char *name, size_t *ret_len);
+
+/* Gradient of an exported tensor ("…lora_A.weight") after session_accumulate(): caller frees. */
+float *session_grad(struct train_session *s, const char *key, size_t *ret_n);
+
+/* Fails with the text unless r is 0. */
+void expect_ok(int r, const struct errmsg *err, const char *what, int line);
+#define OK(call) expect_ok((call), &err, #call, __LINE__)
