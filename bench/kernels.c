@@ -2,7 +2,7 @@
  * Speed of the kernels on the shapes of SmolLM2-135M (hidden 576, intermediate 1536, 9 query and 3
  * key/value heads of 64, vocabulary 49152), 4 sequences of 512 tokens, LoRA rank 16.
  *
- *	bench_kernels [threads]
+ *	bench_kernels [threads [peak]]        peak: only the speed of the large product, f32 and bf16
  *
  * Every figure is the best of several runs. Products also as a share of the machine's own large-product
  * speed, measured in the same run. With one thread, times are of the processor, not of the clock, so
@@ -10,8 +10,10 @@
  */
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "kernels/kernels.h"
@@ -297,11 +299,15 @@ int main(int argc, char **argv)
 		fprintf(stderr, "bench_kernels: %s\n", err.text);
 		return 1;
 	}
+	bool only_peak = argc > 2 && strcmp(argv[2], "peak") == 0;
 	printf("%s\n", backend_device(x.b));
 	for (int i = 0; i < 2; i++) {
 		x.dtype = i == 0 ? DTYPE_F32 : DTYPE_BF16;
 		x.peak = large_product(&x);
 		printf("\n%-4s  large product: %.1f GFLOP/s\n", dtype_name(x.dtype), x.peak);
+		if (only_peak) {
+			continue;
+		}
 		bench_linear(&x);
 		bench_lora(&x);
 		bench_attention(&x, SEQS);
@@ -309,7 +315,9 @@ int main(int argc, char **argv)
 		bench_rows(&x);
 		bench_head(&x);
 	}
-	bench_optimizer(&x);
+	if (!only_peak) {
+		bench_optimizer(&x);
+	}
 	backend_free(x.b);
 	return 0;
 }

@@ -150,6 +150,12 @@ static int collect(struct core *c)
 	}
 	bool more = false;
 	int r = store_collect(c->store, (uint64_t)c->wall, 1000, &more);
+	if (r == STATUS_DISK_FULL) {
+		/* What is dead stays until there is room to note that it is gone; nothing depends on it. */
+		log_warning("the store has no room to free what is no longer needed; trying again in a minute");
+		more = false;
+		r = 0;
+	}
 	/* At once would starve requests; a second would let garbage pile up behind a busy day. */
 	c->collect_ns = c->mono + (more ? MILLISECONDS(100) : SECONDS(60));
 	return store_fatal(r);

@@ -99,26 +99,6 @@ static void make_key(uint8_t key[32], const struct input *in, const struct task_
 	crypto_generichash_final(&state, key, 32);
 }
 
-/* How the rows are written, from the first one: whether a chat template is needed must be known
- * before all of them are read. */
-static int first_format(const char *data, size_t len, const struct rows_spec *spec,
-	enum row_format *ret, struct errmsg *err)
-{
-	const char *end = memchr(data, '\n', len);
-	size_t n = end ? (size_t)(end - data) + 1 : len;
-	struct rows_file file = {"row 1", n};
-	struct rows_check check = {0};
-	_cleanup_(buf_deinit) struct buf faults = {0};
-	int r = rows_check(data, n, &file, 1, spec, &check, &faults, err);
-	if (r == 0) {
-		*ret = check.format;
-	} else if (r > 0 && faults.len > 0) {
-		const char *text = buf_cstr(&faults);
-		return text ? errmsg_set(err, r, "%s", text) : -ENOMEM;
-	}
-	return r;
-}
-
 static struct entry *find(struct sample_cache *c, const uint8_t key[32])
 {
 	for (struct entry *e = c->list; e; e = e->next) {
@@ -148,7 +128,7 @@ static int tokenize(struct compute *c, struct task *task, const struct task_data
 		.keep_all = o->keep_all,
 	};
 	enum row_format format = ROWS_TEXT;
-	r = first_format((const char *)data, len, &so.rows, &format, err);
+	r = rows_format((const char *)data, len, &so.rows, &format, err);
 	if (r == 0 && format == ROWS_MESSAGES) {
 		/* Found again for its error, which says what is missing. */
 		r = tmpl ? 0 : model_template(model, o->chat_template, &tmpl, err);
