@@ -22,6 +22,9 @@ struct text {
 
 static int print_text(struct ctl *ctl, const ProtobufCBinaryData *t)
 {
+	if (t->len == 0) {
+		return 0;
+	}
 	if (!ctl->term.out_tty) {
 		fwrite(t->data, 1, t->len, stdout);
 	} else {

@@ -196,6 +196,13 @@ static int serve(const struct config *c)
 	sigaddset(&signals, SIGHUP);
 	sigprocmask(SIG_BLOCK, &signals, NULL);
 	signal(SIGPIPE, SIG_IGN);
+	/* For the trainer's threads, which read it before main(): between two products they spin for a
+	 * fraction of a millisecond and then sleep. The default is some milliseconds, and where another
+	 * process wants the cores those are taken from the thread that is waited for. */
+	if (setenv("GOMP_SPINCOUNT", "10000", 0) < 0) {
+		fprintf(stderr, "peftd: %s\n", strerror(errno));
+		return 1;
+	}
 	if (open_store(c, true, &store) != 0) {
 		return 1;
 	}
