@@ -115,7 +115,7 @@ def mean_loss(model, rows):
 
 
 def load_base(folder, dtype):
-    return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype,
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype,
                                                 attn_implementation="eager")
 
 
@@ -260,14 +260,22 @@ class Warnings(logging.Handler):
         logging.getLogger().removeHandler(self)
 
 
-def check_fetched(table, label, hf, folder):
-    """Loads the fetched adapter in PEFT; every tensor must arrive as it is in the file."""
+def load_listening(hf, folder):
     base = load_base(hf, torch.float32)
     with Warnings() as w:
         model = PeftModel.from_pretrained(base, folder)
-    for text in w.seen:
+    return model, w.seen
+
+
+def check_fetched(args, table, label, folder):
+    """Loads the fetched adapter in PEFT; every tensor must arrive as it is in the file. What PEFT also says
+    of an adapter that it has written itself is no fault of ours."""
+    _, usual = load_listening(args.hf, args.adapter)
+    model, seen = load_listening(args.hf, folder)
+    seen = [text for text in seen if text not in usual]
+    for text in seen:
         print(f"  PEFT says: {text}", file=sys.stderr)
-    table.add(f"{label}: warnings while PEFT loads the fetched adapter", len(w.seen), 0)
+    table.add(f"{label}: warnings while PEFT loads the fetched adapter", len(seen), 0)
     file = load_file(os.path.join(folder, "adapter_model.safetensors"))
     loaded = get_peft_model_state_dict(model)
     wrong = [k for k in set(file) | set(loaded)
@@ -380,7 +388,7 @@ def main():
         jobs, runs = compare_runs(args, table, daemon, encoded["train"])
         for dtype, job in jobs.items():
             folder = daemon.fetch(job, f"adapter-{dtype}")
-            model = check_fetched(table, dtype, args.hf, folder)
+            model = check_fetched(args, table, dtype, folder)
             want = mean_loss(model, encoded["test"])
             got = json.loads(daemon.ctl("--json", "eval", "--model", "m", "--adapter", job,
                                         "--dataset", "test"))["loss"]

@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""Planned memory against what the run took, over a grid of jobs on a real model.
+
+    bench/memory.py --build BUILD --model PATH --data GSM8K [--out FILE.json]
+
+For each job a fresh daemon (a process's peak never goes down): `peftctl plan` before, `peftctl show` after two
+steps and an evaluation. The arena must be the planned one to the byte; the trainer's peak resident memory is
+compared with plan + overhead, both as `plan` states them. Ends with status 1 where a bound is broken.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from train import Daemon  # noqa: E402
+
+MIB = 1 << 20
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out")
+    args = parser.parse_args()
+
+    grid = [{"train.dtype": dtype, "train.batch_size": batch, "train.max_length": length, "lora.r": r,
+             "train.microbatch_tokens": tokens}
+            for dtype, (batch, length), r, tokens in itertools.product(
+                ("f32", "bf16"), ((1, 256), (4, 512)), (4, 64), (0, 512))]
+    rows = []
+    for settings in grid:
+        with tempfile.TemporaryDirectory(prefix="peftd-bench-") as work:
+            daemon = Daemon(args.build, work)
+            daemon.ctl("model", "add", "m", os.path.abspath(args.model))
+            for name in ("train", "test"):
+                # Some rows are enough: a batch is as large as any, whatever the number of batches.
+                with open(os.path.join(args.data, name + ".jsonl"), encoding="utf-8") as f:
+                    head = list(itertools.islice(f, 64))
+                path = os.path.join(work, name + ".jsonl")
+                pathlib.Path(path).write_text("".join(head), encoding="utf-8")
+                daemon.ctl("dataset", "put", name, path, "--prompt-field", "question",
+                           "--completion-field", "answer")
+            job = ["--model", "m", "--dataset", "train", "--eval-dataset", "test",
+                   "--set", "train.max_steps=2", "--set", "train.eval_steps=0"]
+            for key, value in settings.items():
+                job += ["--set", f"{key}={value}"]
+            plan = json.loads(daemon.ctl("--json", "plan", *job))
+            plan = plan.get("plan", plan)
+            number = daemon.ctl("submit", *job).strip()
+            daemon.ctl("watch", number)
+            show = json.loads(daemon.ctl("--json", "show", number))
+            daemon.process.terminate()
+            daemon.process.wait(60)
+        arena = plan["total"] - plan["base_weights"]
+        stated = plan["total"] + plan["overhead"]
+        rows.append(settings | {
+            "planned_total": plan["total"], "planned_arena": arena, "overhead": plan["overhead"],
+            "used_arena": show["measured_arena"], "peak_rss": show["measured_peak_rss"],
+            "peak_over_stated": show["measured_peak_rss"] / stated})
+        r = rows[-1]
+        print(f"{settings}: arena {arena / MIB:.1f} MiB planned, {r['used_arena'] / MIB:.1f} used; peak "
+              f"{r['peak_rss'] / MIB:.1f} of {stated / MIB:.1f} MiB: {r['peak_over_stated']:.3f}", flush=True)
+
+    ok = all(r["planned_arena"] == r["used_arena"] and abs(r["peak_over_stated"] - 1) <= 0.05 for r in rows)
+    if args.out:
+        pathlib.Path(args.out).write_text(json.dumps({
+            "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": re.sub(r"(?<=\s)/\S*/", "", " ".join(sys.argv)), "rows": rows}, indent=1) + "\n",
+            encoding="utf-8")
+    sys.exit(0 if ok else 1)
+
+
+if __name__ == "__main__":
+    main()
