@@ -27,7 +27,7 @@ static void print_memory(const Peftd__V1__Plan *p)
 	row(&t, "temporary", p->temporary, "");
 	row(&t, "total", p->total, "");
 	if (p->has_overhead) {
-		row(&t, "process", p->overhead, "beside the total");
+		row(&t, "process", p->overhead, "beside the total, a checkpoint on its way out included");
 	}
 	puts("memory");
 	table_print(&t, stdout);

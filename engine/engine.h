@@ -69,6 +69,7 @@ const char *const *model_linear_modules(const struct model_config *c);
 struct memory_plan {
 	uint64_t base_weights, trainable_weights, optimizer_states, gradients, activations, temporary;
 	uint64_t arena; /* all of it but base_weights: what the session will allocate, to the byte */
+	uint64_t checkpoint; /* host memory beside it: one copy of what a checkpoint holds */
 	uint64_t trainable_parameters, total_parameters;
 	int64_t microbatch_tokens;
 	double flops_per_token;
@@ -127,8 +128,10 @@ int train_session_export(struct train_session *s, struct buf *config_json, struc
 /* The rest of the state (optimizer, counters, fingerprint), as safetensors; with the exported weights
  * it is all that resuming needs. */
 int train_session_save(struct train_session *s, struct buf *state, struct errmsg *err);
+/* Bytes that both take together, at most; as memory_plan.checkpoint. */
+uint64_t train_session_checkpoint_bytes(const struct train_session *s);
 /* Puts a fresh session into that state. STATUS_CONFLICT when the fingerprint differs and !allow_other;
- * err names both. */
+ * err names both. After any other failure the session is of no use. */
 int train_session_restore(struct train_session *s, const struct adapter *adapter, const void *state,
 	size_t state_len, bool allow_other, struct errmsg *err);
 

@@ -15,6 +15,7 @@ struct backend_ops {
 	void (*free_memory)(struct backend *b, void *p, size_t bytes);
 	void (*upload)(struct backend *b, void *dst, const void *src, size_t bytes);
 	void (*download)(struct backend *b, void *dst, const void *src, size_t bytes);
+	void *(*host_view)(struct backend *b, void *p); /* NULL: memory of its own */
 	int (*sync)(struct backend *b, struct errmsg *err);
 	double (*measure_gflops)(struct backend *b, enum dtype dtype);
 

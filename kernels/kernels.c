@@ -133,6 +133,11 @@ void backend_download(struct backend *b, void *dst, const void *src, size_t byte
 	}
 }
 
+void *backend_host_view(struct backend *b, void *p)
+{
+	return b->ops->host_view ? b->ops->host_view(b, p) : NULL;
+}
+
 int backend_sync(struct backend *b, struct errmsg *err)
 {
 	return b->ops->sync(b, err);

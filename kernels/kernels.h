@@ -79,6 +79,9 @@ void backend_free_memory(struct backend *b, void *p, size_t bytes);
 /* Copies between host and device memory; waits for them. */
 void backend_upload(struct backend *b, void *dst, const void *src, size_t bytes);
 void backend_download(struct backend *b, void *dst, const void *src, size_t bytes);
+/* Device memory as the host sees it, to be read and written in place between backend_sync() and the
+ * next operation; NULL where the host cannot. */
+void *backend_host_view(struct backend *b, void *p);
 
 /* Waits for all work. A positive status when the device has failed. */
 int backend_sync(struct backend *b, struct errmsg *err);

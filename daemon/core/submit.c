@@ -125,7 +125,7 @@ static int check_fit(const struct core *c, const struct cached_plan *p, struct e
 		return 0;
 	}
 	return errmsg_set(err, STATUS_WONT_FIT,
-		"the job needs %.2f GiB of memory (%.2f GiB of them for the process itself), %.2f GiB may "
+		"the job needs %.2f GiB of memory (%.2f GiB of them for the process itself and a checkpoint), %.2f GiB may "
 		"be used here%s%s",
 		gib(p->total) + gib(p->overhead), gib(p->overhead), gib(limit), p->reason ? ": " : "",
 		p->reason ? p->reason : "; a smaller max_length, batch_size or r needs less");

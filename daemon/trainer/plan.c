@@ -7,7 +7,7 @@
 
 /*
  * What the trainer's process takes beside base weights and arena: code and libraries, the product
- * library's compiled kernels, tokenizer, tokens of the rows, and a checkpoint on its way out.
+ * library's compiled kernels, tokenizer, tokens of the rows. A checkpoint on its way out comes on top.
  */
 #define PROCESS_OVERHEAD ((uint64_t)160 * 1024 * 1024)
 
@@ -26,7 +26,7 @@ static void estimate(const struct job *job, double gflops, struct plan_info *p)
 int task_plan(struct compute *c, struct task *task, struct errmsg *err)
 {
 	struct job job;
-	struct plan_info p = {.overhead = PROCESS_OVERHEAD};
+	struct plan_info p = {0};
 	if (task->plan.threads > 0) {
 		c->threads = task->plan.threads;
 	}
@@ -40,6 +40,7 @@ int task_plan(struct compute *c, struct task *task, struct errmsg *err)
 	if (r == 0) {
 		const struct samples *s = job.samples;
 		p.total = p.memory.base_weights + p.memory.arena;
+		p.overhead = PROCESS_OVERHEAD + p.memory.checkpoint;
 		p.steps = (uint64_t)job.config.max_steps;
 		p.epochs = job.epochs;
 		p.rows = s->n;

@@ -54,8 +54,8 @@ static int settle_checkpoint(struct run *run, struct errmsg *err)
 	return r;
 }
 
-/* Copies the state aside and begins to send it; the files of the adapter come first, so that a
- * fetch reads a prefix. */
+/* Copies the state aside, once, into the memory that was planned for it, and begins to send it; the
+ * files of the adapter come first, so that a fetch reads a prefix. */
 static int begin_checkpoint(struct run *run, bool final, struct errmsg *err)
 {
 	int r = settle_checkpoint(run, err);
@@ -63,27 +63,24 @@ static int begin_checkpoint(struct run *run, bool final, struct errmsg *err)
 		return r;
 	}
 	_cleanup_(buf_deinit) struct buf data = {0};
-	_cleanup_(buf_deinit) struct buf weights = {0};
-	_cleanup_(buf_deinit) struct buf state = {0};
-	r = train_session_export(run->session, &data, &weights, err);
-	size_t config_len = data.len;
+	_cleanup_(buf_deinit) struct buf config = {0};
+	r = buf_reserve(&data, train_session_checkpoint_bytes(run->session));
+	r = r ? r : train_session_export(run->session, &config, &data, err);
+	size_t weights_len = data.len;
+	r = r ? r : buf_append(&data, config.data, config.len);
 	if (r == 0) {
-		r = train_session_save(run->session, &state, err);
+		memmove(data.data + config.len, data.data, weights_len);
+		memcpy(data.data, config.data, config.len);
 	}
-	if (r == 0) {
-		r = buf_append(&data, weights.data, weights.len);
-	}
-	if (r == 0) {
-		r = buf_append(&data, state.data, state.len);
-	}
+	r = r ? r : train_session_save(run->session, &data, err);
 	if (r != 0) {
 		return r;
 	}
 	int64_t step = train_session_step(run->session);
 	const struct input_file files[] = {
-		{(char *)"adapter_config.json", config_len},
-		{(char *)"adapter_model.safetensors", weights.len},
-		{(char *)"peftd_state.safetensors", state.len},
+		{(char *)"adapter_config.json", config.len},
+		{(char *)"adapter_model.safetensors", weights_len},
+		{(char *)"peftd_state.safetensors", data.len - weights_len - config.len},
 	};
 	r = emit_checkpoint(run->trainer, run->task, (uint64_t)step, &data, files, ARRAY_LEN(files),
 		run->eval_step == step ? run->eval_loss : NAN, final);

@@ -197,14 +197,7 @@ static int parse_into(struct adapter *a, const void *config_json, size_t config_
 	if (r != 0) {
 		return r;
 	}
-	a->data = malloc(weights_len ? weights_len : 1);
-	if (!a->data) {
-		return -ENOMEM;
-	}
-	if (weights_len > 0) {
-		memcpy(a->data, weights, weights_len);
-	}
-	r = safetensors_parse(&a->tensors, a->data, weights_len, WEIGHTS, err);
+	r = safetensors_parse(&a->tensors, weights, weights_len, WEIGHTS, err);
 	if (r != 0) {
 		return r;
 	}
@@ -231,7 +224,6 @@ void adapter_deinit(struct adapter *a)
 {
 	lora_config_deinit(&a->config);
 	safetensors_deinit(&a->tensors);
-	free(a->data);
 	*a = (struct adapter){0};
 }
 

@@ -27,11 +27,10 @@ bool lora_config_targets(const struct lora_config *c, const char *module);
 /* A folder's contents. */
 struct adapter {
 	struct lora_config config;
-	struct safetensors tensors; /* into `data` */
-	uint8_t *data;              /* owned: bytes of adapter_model.safetensors */
+	struct safetensors tensors; /* into the bytes it was parsed from */
 };
 
-/* From the bytes of both files. Refused by name: peft types and options that the engine does not
+/* From the bytes of both files; `weights` is borrowed and must outlive the adapter. Refused by name: peft types and options that the engine does not
  * have (use_dora, rank_pattern, bias other than none, modules_to_save, …) where they change
  * results, tensors missing for a target or left over. */
 int adapter_parse(struct adapter *ret, const void *config_json, size_t config_len,

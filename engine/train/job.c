@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine/model/rope.h"
 #include "util/cleanup.h"
@@ -128,23 +129,54 @@ void job_refresh_copies(const struct job *j, uint8_t *arena)
 	}
 }
 
-void job_upload_params(const struct job *j, uint8_t *arena, const float *flat)
+int flat_init(struct flat *f, const struct job *j, uint8_t *arena, size_t offset)
 {
-	backend_upload(j->g->backend, arena + j->layout.masters, flat,
-		j->g->param_elements * sizeof(*flat));
-	job_refresh_copies(j, arena);
+	struct backend *b = j->g->backend;
+	*f = (struct flat){.values = backend_host_view(b, arena + offset), .offset = offset};
+	if (!f->values) {
+		f->values = f->copy = alloc_array(j->g->param_elements, sizeof(float));
+		if (!f->copy) {
+			return -ENOMEM;
+		}
+		backend_download(b, f->copy, arena + offset, j->g->param_elements * sizeof(float));
+	}
+	return 0;
+}
+
+void flat_store(const struct flat *f, const struct job *j, uint8_t *arena)
+{
+	if (f->copy) {
+		backend_upload(j->g->backend, arena + f->offset, f->copy,
+			j->g->param_elements * sizeof(float));
+	}
+}
+
+void flat_deinit(struct flat *f)
+{
+	free(f->copy);
+}
+
+uint64_t job_checkpoint_bytes(const struct job *j)
+{
+	/* Masters and two moments; a header's entry of a tensor has its name, shape and place. */
+	uint64_t entry = 2 * MODULE_NAME_MAX + 256;
+	return 3 * (j->g->param_elements * sizeof(float) +
+		(j->peft ? j->peft->method->n_tensors(j->peft) : 0) * entry) + 65536;
 }
 
 int job_load_adapter(const struct job *j, uint8_t *arena, const struct adapter *a,
 	struct errmsg *err)
 {
-	_cleanup_(freep) float *flat = calloc_array(j->g->param_elements, sizeof(*flat));
-	if (!flat) {
-		return -ENOMEM;
+	_cleanup_(flat_deinit) struct flat masters = {0};
+	int r = flat_init(&masters, j, arena, j->layout.masters);
+	if (r != 0) {
+		return r;
 	}
-	int r = j->peft->method->load(j->peft, j->g, a, flat, err);
+	memset(masters.values, 0, j->g->param_elements * sizeof(float)); /* what lies between, too */
+	r = j->peft->method->load(j->peft, j->g, a, masters.values, err);
 	if (r == 0) {
-		job_upload_params(j, arena, flat);
+		flat_store(&masters, j, arena);
+		job_refresh_copies(j, arena);
 	}
 	return r;
 }

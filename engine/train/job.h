@@ -38,9 +38,23 @@ struct run job_run(const struct job *j, const struct base_model *base, uint8_t *
 
 /* Fills the table of positions in an arena. -ENOMEM. */
 int job_upload_positions(const struct job *j, uint8_t *arena);
-/* Masters to the device, and the copy that products use. */
-void job_upload_params(const struct job *j, uint8_t *arena, const float *flat);
+/* A flat f32 buffer of the arena (masters, moments) in host memory: the arena's own where the host sees
+ * it, else a copy, so that a checkpoint needs no memory for what is there already. */
+struct flat {
+	float *values; /* [param_elements] */
+	float *copy;   /* owned; NULL where `values` is the arena's */
+	size_t offset;
+};
+int flat_init(struct flat *f, const struct job *j, uint8_t *arena, size_t offset); /* -ENOMEM */
+/* Puts changed values into the arena, where they are not there already. */
+void flat_store(const struct flat *f, const struct job *j, uint8_t *arena);
+void flat_deinit(struct flat *f);
+
+/* The copy of the masters that products use. */
 void job_refresh_copies(const struct job *j, uint8_t *arena);
+
+/* An upper bound of the bytes of a checkpoint: adapter and state, headers included. */
+uint64_t job_checkpoint_bytes(const struct job *j);
 
 /* Adapter parameters into an arena: those of `a`. */
 int job_load_adapter(const struct job *j, uint8_t *arena, const struct adapter *a,

@@ -27,6 +27,7 @@ static void fill_plan(struct memory_plan *p, const struct search *s, const struc
 		.activations = j->placement.activations,
 		.temporary = l->total - l->ids - j->placement.activations,
 		.arena = l->total,
+		.checkpoint = job_checkpoint_bytes(j),
 		.microbatch_tokens = j->g->tokens,
 		.flops_per_token = graph_flops(j->g, s->longest) / (double)j->g->tokens,
 		.recompute = (int)j->recompute,

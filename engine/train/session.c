@@ -73,12 +73,15 @@ static int start_params(struct train_session *s, const struct adapter *init, str
 	if (init) {
 		return job_load_adapter(&s->job, s->arena, init, err);
 	}
-	_cleanup_(freep) float *flat = calloc_array(s->job.g->param_elements, sizeof(*flat));
-	if (!flat) {
-		return -ENOMEM;
+	_cleanup_(flat_deinit) struct flat masters = {0};
+	int r = flat_init(&masters, &s->job, s->arena, s->job.layout.masters);
+	if (r != 0) {
+		return r;
 	}
-	s->peft->method->init(s->peft, s->job.g, s->config.seed, flat);
-	job_upload_params(&s->job, s->arena, flat);
+	memset(masters.values, 0, s->job.g->param_elements * sizeof(float));
+	s->peft->method->init(s->peft, s->job.g, s->config.seed, masters.values);
+	flat_store(&masters, &s->job, s->arena);
+	job_refresh_copies(&s->job, s->arena);
 	return 0;
 }
 

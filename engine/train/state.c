@@ -65,25 +65,18 @@ int session_fingerprint(const struct train_session *s, char **ret)
 	return *ret ? 0 : -ENOMEM;
 }
 
-static float *download_flat(const struct train_session *s, size_t offset)
+uint64_t train_session_checkpoint_bytes(const struct train_session *s)
 {
-	float *flat = alloc_array(s->job.g->param_elements, sizeof(*flat));
-	if (flat) {
-		backend_download(s->job.g->backend, flat, s->arena + offset,
-			s->job.g->param_elements * sizeof(*flat));
-	}
-	return flat;
+	return job_checkpoint_bytes(&s->job);
 }
 
 int train_session_export(struct train_session *s, struct buf *config_json, struct buf *weights,
 	struct errmsg *err)
 {
-	_cleanup_(freep) float *flat = download_flat(s, s->job.layout.masters);
-	if (!flat) {
-		return -ENOMEM;
-	}
-	return s->peft->method->save(s->peft, s->job.g, flat, base_model_path(s->base), config_json,
-		weights, err);
+	_cleanup_(flat_deinit) struct flat masters = {0};
+	int r = flat_init(&masters, &s->job, s->arena, s->job.layout.masters);
+	return r ? r : s->peft->method->save(s->peft, s->job.g, masters.values,
+		base_model_path(s->base), config_json, weights, err);
 }
 
 static int compare_names(const void *a, const void *b)
@@ -95,14 +88,16 @@ int train_session_save(struct train_session *s, struct buf *state, struct errmsg
 {
 	const struct layout *l = &s->job.layout;
 	size_t n = s->peft->method->n_tensors(s->peft);
-	_cleanup_(freep) float *moments[2] = {download_flat(s, l->exp_avg), NULL};
-	_cleanup_(freep) float *second = download_flat(s, l->exp_avg_sq);
+	_cleanup_(flat_deinit) struct flat exp_avg = {0};
+	_cleanup_(flat_deinit) struct flat exp_avg_sq = {0};
 	_cleanup_(freep) char *names = calloc_array(2 * n, TENSOR_NAME_MAX);
 	_cleanup_(freep) struct st_out *out = calloc_array(2 * n, sizeof(*out));
-	moments[1] = second;
-	if (!moments[0] || !second || !names || !out) {
-		return -ENOMEM;
+	int r = names && out ? flat_init(&exp_avg, &s->job, s->arena, l->exp_avg) : -ENOMEM;
+	r = r ? r : flat_init(&exp_avg_sq, &s->job, s->arena, l->exp_avg_sq);
+	if (r != 0) {
+		return r;
 	}
+	const float *moments[2] = {exp_avg.values, exp_avg_sq.values};
 	for (size_t i = 0; i < 2 * n; i++) {
 		char *name = names + i * TENSOR_NAME_MAX;
 		size_t offset, len;
@@ -213,22 +208,18 @@ int train_session_restore(struct train_session *s, const struct adapter *adapter
 	if (r != 0) {
 		return r;
 	}
-	size_t elements = s->job.g->param_elements;
-	_cleanup_(freep) float *exp_avg = calloc_array(elements, sizeof(float));
-	_cleanup_(freep) float *exp_avg_sq = calloc_array(elements, sizeof(float));
-	if (!exp_avg || !exp_avg_sq) {
-		return -ENOMEM;
-	}
-	r = read_moments(s, &st, (float *[2]){exp_avg, exp_avg_sq}, err);
-	if (r == 0) {
-		r = job_load_adapter(&s->job, s->arena, adapter, err);
-	}
+	_cleanup_(flat_deinit) struct flat exp_avg = {0};
+	_cleanup_(flat_deinit) struct flat exp_avg_sq = {0};
+	const struct layout *l = &s->job.layout;
+	r = flat_init(&exp_avg, &s->job, s->arena, l->exp_avg);
+	r = r ? r : flat_init(&exp_avg_sq, &s->job, s->arena, l->exp_avg_sq);
+	r = r ? r : read_moments(s, &st, (float *[2]){exp_avg.values, exp_avg_sq.values}, err);
+	r = r ? r : job_load_adapter(&s->job, s->arena, adapter, err);
 	if (r != 0) {
 		return r;
 	}
-	struct backend *b = s->job.g->backend;
-	backend_upload(b, s->arena + s->job.layout.exp_avg, exp_avg, elements * sizeof(float));
-	backend_upload(b, s->arena + s->job.layout.exp_avg_sq, exp_avg_sq, elements * sizeof(float));
+	flat_store(&exp_avg, &s->job, s->arena);
+	flat_store(&exp_avg_sq, &s->job, s->arena);
 	s->step = step;
 	return 0;
 }

@@ -61,6 +61,11 @@ void cpu_copy(struct backend *b, void *dst, const void *src, size_t bytes)
 	memcpy(dst, src, bytes);
 }
 
+void *cpu_host_view(struct backend *b, void *p)
+{
+	return p;
+}
+
 int cpu_sync(struct backend *b, struct errmsg *err)
 {
 	return 0; /* every operation is done when it returns */

@@ -94,6 +94,7 @@ void cpu_free(struct backend *b);
 void *cpu_alloc(struct backend *b, size_t bytes);
 void cpu_free_memory(struct backend *b, void *p, size_t bytes);
 void cpu_copy(struct backend *b, void *dst, const void *src, size_t bytes);
+void *cpu_host_view(struct backend *b, void *p);
 int cpu_sync(struct backend *b, struct errmsg *err);
 
 /* ---- operations, one copy an instruction set ----------------------------------------------- */

@@ -8,6 +8,7 @@ const struct backend_ops CPU_FN(ops) = {
 	.free_memory = cpu_free_memory,
 	.upload = cpu_copy,
 	.download = cpu_copy,
+	.host_view = cpu_host_view,
 	.sync = cpu_sync,
 	.measure_gflops = cpu_measure_gflops,
 	.packed_weight_bytes = cpu_packed_weight_bytes,

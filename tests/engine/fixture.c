@@ -133,8 +133,8 @@ void fixture_open(struct fixture *f, const char *name)
 	f->golden = json_loadb(json, len, 0, &json_err);
 	assert_non_null(f->golden);
 	_cleanup_(freep) char *config = read_file(adapter, "adapter_config.json", &config_len);
-	_cleanup_(freep) char *weights = read_file(adapter, "adapter_model.safetensors", &len);
-	OK(adapter_parse(&f->adapter, config, config_len, weights, len, &err));
+	f->adapter_weights = read_file(adapter, "adapter_model.safetensors", &len);
+	OK(adapter_parse(&f->adapter, config, config_len, f->adapter_weights, len, &err));
 	OK(model_files_open(&f->files, f->folder, &err));
 	OK(backend_cpu_new(&f->backend, 2, &err));
 	read_rows(f);
@@ -156,6 +156,7 @@ void fixture_close(struct fixture *f)
 	backend_free(f->backend);
 	model_files_free(f->files);
 	adapter_deinit(&f->adapter);
+	free(f->adapter_weights);
 	json_decref(f->golden);
 	free(f->samples.start);
 	free(f->samples.ids);

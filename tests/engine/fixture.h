@@ -13,6 +13,7 @@ struct fixture {
 	struct backend *backend;
 	struct base_model *base; /* loaded by fixture_base() */
 	struct adapter adapter;
+	char *adapter_weights; /* what it is parsed from */
 	json_t *golden;
 	struct samples samples;
 	struct train_config config; /* f32, the golden run's */
