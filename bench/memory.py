@@ -11,15 +11,13 @@ compared with plan + overhead, both as `plan` states them. Ends with status 1 wh
 import argparse
 import itertools
 import json
-import os
 import pathlib
 import re
 import sys
-import tempfile
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from train import Daemon  # noqa: E402
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests" / "hf"))
+from common import Daemon  # noqa: E402
 
 MIB = 1 << 20
 
@@ -38,17 +36,9 @@ def main():
                 ("f32", "bf16"), ((1, 256), (4, 512)), (4, 64), (0, 512))]
     rows = []
     for settings in grid:
-        with tempfile.TemporaryDirectory(prefix="peftd-bench-") as work:
-            daemon = Daemon(args.build, work)
-            daemon.ctl("model", "add", "m", os.path.abspath(args.model))
-            for name in ("train", "test"):
-                # Some rows are enough: a batch is as large as any, whatever the number of batches.
-                with open(os.path.join(args.data, name + ".jsonl"), encoding="utf-8") as f:
-                    head = list(itertools.islice(f, 64))
-                path = os.path.join(work, name + ".jsonl")
-                pathlib.Path(path).write_text("".join(head), encoding="utf-8")
-                daemon.ctl("dataset", "put", name, path, "--prompt-field", "question",
-                           "--completion-field", "answer")
+        daemon = Daemon(args.build)
+        try:
+            daemon.add_data(args.model, args.data, {"train": 64, "test": 64})
             job = ["--model", "m", "--dataset", "train", "--eval-dataset", "test",
                    "--set", "train.max_steps=2", "--set", "train.eval_steps=0"]
             for key, value in settings.items():
@@ -58,8 +48,8 @@ def main():
             number = daemon.ctl("submit", *job).strip()
             daemon.ctl("watch", number)
             show = json.loads(daemon.ctl("--json", "show", number))
-            daemon.process.terminate()
-            daemon.process.wait(60)
+        finally:
+            daemon.close()
         arena = plan["total"] - plan["base_weights"]
         stated = plan["total"] + plan["overhead"]
         rows.append(settings | {

@@ -18,8 +18,10 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests" / "hf"))
+from common import Daemon  # noqa: E402
 
 
 def find(build, name):
@@ -27,28 +29,6 @@ def find(build, name):
     if not found:
         sys.exit(f"{build}: there is no {name} in it; ninja -C {build} {name}")
     return str(found[0])
-
-
-class Daemon:
-    def __init__(self, build, work):
-        self.ctl_path, self.endpoint = find(build, "peftctl"), f"ipc://{work}/s"
-        self.log = open(f"{work}/log", "w", encoding="utf-8")
-        self.process = subprocess.Popen(
-            [find(build, "peftd"), "--state-dir", f"{work}/state", "--endpoint", self.endpoint],
-            stderr=self.log)
-        for _ in range(600):
-            if subprocess.run([self.ctl_path, "--endpoint", self.endpoint, "status"],
-                              capture_output=True, check=False).returncode == 0:
-                return
-            time.sleep(0.1)
-        sys.exit("the daemon did not start")
-
-    def ctl(self, *args):
-        r = subprocess.run([self.ctl_path, "--endpoint", self.endpoint, *args],
-                           capture_output=True, text=True, check=False)
-        if r.returncode != 0:
-            sys.exit(f"peftctl {' '.join(args)}: status {r.returncode}\n{r.stderr}")
-        return r.stdout
 
 
 def peak(bench):
@@ -68,34 +48,27 @@ def main():
     args = parser.parse_args()
 
     bench, rows = find(args.build, "bench_kernels"), []
-    with tempfile.TemporaryDirectory(prefix="peftd-bench-") as work:
-        daemon = Daemon(args.build, work)
-        daemon.ctl("model", "add", "m", os.path.abspath(args.model))
-        daemon.ctl("dataset", "put", "gsm8k", os.path.join(args.data, "train.jsonl"),
-                   "--prompt-field", "question", "--completion-field", "answer")
-        job = ["--model", "m", "--dataset", "gsm8k", "--set", "lora.r=16", "--set",
-               "lora.lora_alpha=32", "--set", "lora.target_modules=all-linear",
-               "--set", "train.batch_size=4", "--set", "train.max_length=512",
-               "--set", "train.data_order=sequential", "--set", f"train.max_steps={args.steps}",
-               "--set", "train.save_steps=0", "--set", "train.learning_rate=2e-4"]
+    daemon = Daemon(args.build)
+    try:
+        daemon.add_data(args.model, args.data, {"train": 4 * args.steps})
+        spec = {"lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+                "train": {"batch_size": 4, "max_length": 512, "data_order": "sequential",
+                          "max_steps": args.steps, "save_steps": 0, "learning_rate": 2e-4}}
         for _ in range(args.rounds):
             for dtype in ("f32", "bf16"):
-                mine = job + ["--set", f"train.dtype={dtype}"]
-                plan = json.loads(daemon.ctl("--json", "plan", *mine))
-                plan = plan.get("plan", plan)
+                spec["train"]["dtype"] = dtype
                 gflops = peak(bench)[dtype]
-                number = daemon.ctl("submit", *mine).strip()
-                daemon.ctl("watch", number)
-                metrics = [json.loads(x) for x in daemon.ctl("--json", "metrics", number).splitlines()]
-                steps = [m["tokens"] / m["seconds"] for m in metrics if "loss" in m]
-                speed = statistics.median(steps[2:])
+                job, steps = daemon.train(spec)
+                plan = json.loads(daemon.ctl("--json", "show", job))["plan"]
+                speed = statistics.median(m["tokens"] / m["seconds"] for m in steps[2:])
                 rows.append({"dtype": dtype, "tokens_per_s": speed, "peak_gflops": gflops,
                              "flops_per_token": plan["flops_per_token"],
                              "share": speed * plan["flops_per_token"] / (gflops * 1e9)})
                 print(json.dumps(rows[-1]), flush=True)
-        daemon.process.terminate()
-        if daemon.process.wait(60) != 0:
-            sys.exit("the daemon did not end well")
+    finally:
+        status = daemon.close()
+    if status != 0:
+        sys.exit("the daemon did not end well")
 
     result = {"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
               "command": re.sub(r"(?<=\s)/\S*/", "", " ".join(sys.argv)), "cores": os.cpu_count(),

@@ -9,28 +9,56 @@
 #include "util/cleanup.h"
 #include "util/util.h"
 
-static const char *const files[] = {"adapter_config.json", "adapter_model.safetensors"};
+/* PEFT's folders, AdapterHub's, and peftd's own of trained parameters. */
+enum { KINDS = 3, FILES = 2 };
+static const char *const kinds[KINDS][FILES] = {
+	{"adapter_config.json", "adapter_model.safetensors"},
+	{"adapter_config.json", "adapter.safetensors"},
+	{"delta_config.json", "delta.safetensors"},
+};
+
+static void free_paths(char *paths[FILES])
+{
+	for (size_t i = 0; i < FILES; i++) {
+		free(paths[i]);
+		paths[i] = NULL;
+	}
+}
+
+/* The paths of a kind's files; *ret_there counts those that can be read. */
+static int find_files(char *paths[FILES], const char *dir, const char *const names[FILES],
+	size_t *ret_there)
+{
+	*ret_there = 0;
+	for (size_t i = 0; i < FILES; i++) {
+		if (asprintf(&paths[i], "%s/%s", dir, names[i]) < 0) {
+			paths[i] = NULL;
+			return -ENOMEM;
+		}
+		*ret_there += access(paths[i], R_OK) == 0;
+	}
+	return 0;
+}
 
 int adapter_open(struct source *ret, const char *dir, struct progress *p, struct errmsg *err)
 {
-	char *paths[ARRAY_LEN(files)] = {0};
+	char *paths[FILES] = {0};
+	size_t there = 0;
 	int r = 0;
-	for (size_t i = 0; i < ARRAY_LEN(files) && r == 0; i++) {
-		if (asprintf(&paths[i], "%s/%s", dir, files[i]) < 0) {
-			paths[i] = NULL;
-			r = -ENOMEM;
-		} else if (access(paths[i], R_OK) < 0) {
-			r = errmsg_set(err, STATUS_NOT_FOUND,
-				"%s: %s; an adapter's folder in PEFT format holds %s and %s", paths[i],
-				strerror(errno), files[0], files[1]);
-		}
+	for (size_t i = 0; i < KINDS && r == 0 && there < FILES; i++) {
+		free_paths(paths);
+		r = find_files(paths, dir, kinds[i], &there);
 	}
-	if (r == 0) {
-		r = source_open(ret, (const char *const *)paths, ARRAY_LEN(files), p, err);
+	if (r == 0 && there == FILES) {
+		r = source_open(ret, (const char *const *)paths, FILES, p, err);
+	} else if (r == 0) {
+		bool is_dir = access(dir, R_OK) == 0;
+		r = errmsg_set(err, STATUS_NOT_FOUND,
+			"%s: %s; an adapter's folder holds %s and %s (or %s, or %s and %s)", dir,
+			is_dir ? "no adapter is there" : strerror(errno), kinds[0][0], kinds[0][1], kinds[1][1],
+			kinds[2][0], kinds[2][1]);
 	}
-	for (size_t i = 0; i < ARRAY_LEN(files); i++) {
-		free(paths[i]);
-	}
+	free_paths(paths);
 	return r;
 }
 

@@ -1,11 +1,11 @@
 #pragma once
-/* Adapters on the client's side: folders in PEFT format that are sent along. */
+/* Adapters on the client's side: folders that are sent along. */
 
 #include "client/ctl.h"
 #include "client/transfer.h"
 
-/* Opens a folder with adapter_config.json and adapter_model.safetensors as one content of those two
- * files. STATUS_NOT_FOUND, saying which is missing; what source_open() returns. */
+/* Opens a folder of PEFT, of AdapterHub's `adapters` or of peftd's own kind as one content of its
+ * two files. STATUS_NOT_FOUND, with their names; what source_open() returns. */
 int adapter_open(struct source *ret, const char *dir, struct progress *p, struct errmsg *err);
 
 /* The last part of a folder's path, as a name for people. Allocated; NULL without memory. */

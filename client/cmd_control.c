@@ -4,6 +4,7 @@
 #include "client/ctl.h"
 #include "client/format.h"
 #include "client/jsonw.h"
+#include "client/sweep.h"
 #include "util/cleanup.h"
 #include "util/util.h"
 
@@ -50,14 +51,49 @@ static int control(struct ctl *ctl, uint64_t job, Peftd__V1__JobControlRequest__
 	return ctl_finish(ctl, EXIT_DONE);
 }
 
+/* Whether there is something to do for a job that a sweep's list shows: of a sweep, jobs that have
+ * ended are not cancelled, and so on, without a word. */
+static bool applies(const Peftd__V1__Job *job, Peftd__V1__JobControlRequest__Action action)
+{
+	bool final = format_state_is_final((int)job->state);
+	switch (action) {
+	case PEFTD__V1__JOB_CONTROL_REQUEST__ACTION__RELEASE:
+		return job->state == PEFTD__V1__JOB_STATE__JOB_HELD;
+	case PEFTD__V1__JOB_CONTROL_REQUEST__ACTION__RETRY:
+		return final && job->state != PEFTD__V1__JOB_STATE__JOB_SUCCEEDED;
+	default:
+		return !final && job->state != PEFTD__V1__JOB_STATE__JOB_CANCELLING;
+	}
+}
+
+/* The last jobs first: they wait, and shall not start when the first one is out of their way. */
+static int control_sweep(struct ctl *ctl, const struct texts *operands,
+	Peftd__V1__JobControlRequest__Action action)
+{
+	_cleanup_(job_list_deinit) struct job_list jobs = {0};
+	int status = ctl_target_jobs(ctl, operands, &jobs);
+	size_t done = 0;
+	for (size_t i = jobs.n; i-- > 0 && status == 0;) {
+		if (applies(jobs.jobs[i], action)) {
+			status = control(ctl, jobs.jobs[i]->id, action);
+			done++;
+		}
+	}
+	if (status == 0 && done == 0) {
+		ctl_note(ctl, "sweep %s has no job for which there is anything to do", operands->items[0]);
+	}
+	return status == 0 ? ctl_finish(ctl, EXIT_DONE) : status;
+}
+
 int cmd_control(struct ctl *ctl, int argc, char **argv)
 {
 	_cleanup_(texts_deinit) struct texts operands = {0};
 	int status;
-	uint64_t job;
+	struct target t;
 	if (args_parse(ctl, argc, argv, NULL, 0, 1, 1, &operands, &status) != 0 ||
-		(status = ctl_job_operand(ctl, operands.items[0], &job)) != 0) {
+		(status = ctl_target_operand(ctl, operands.items[0], &t)) != 0) {
 		return status;
 	}
-	return control(ctl, job, action_of(ctl->command->name));
+	Peftd__V1__JobControlRequest__Action action = action_of(ctl->command->name);
+	return t.sweep ? control_sweep(ctl, &operands, action) : control(ctl, t.id, action);
 }

@@ -93,6 +93,9 @@ static int put(struct ctl *ctl, int argc, char **argv)
 	if (!prompt != !completion) {
 		return ctl_usage(ctl, "--prompt-field and --completion-field go together");
 	}
+	if (prompt && (prompt[0] == '\0' || completion[0] == '\0')) {
+		return ctl_usage(ctl, "--prompt-field and --completion-field: an empty name is no key of a row");
+	}
 	status = upload(ctl, operands.items[0], &operands, &source);
 	if (status != 0) {
 		return status;

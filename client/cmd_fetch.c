@@ -18,10 +18,6 @@ struct fetch_options {
 
 static int check_options(struct ctl *ctl, const struct fetch_options *o)
 {
-	if (o->merge) {
-		return ctl_usage(ctl, "--merge: this version does not merge an adapter into its base "
-			"model; without it the adapter comes as a PEFT folder");
-	}
 	if (o->format && strcmp(o->format, "gguf") == 0) {
 		return ctl_usage(ctl, "--format gguf: this version writes PEFT folders only; llama.cpp's "
 			"convert_lora_to_gguf.py makes a GGUF of one");
@@ -45,6 +41,7 @@ static int ask(struct ctl *ctl, uint64_t job, const struct fetch_options *o, Pef
 	f.has_step = o->step.given;
 	f.step = o->step.value;
 	f.has_best = f.best = o->best;
+	f.has_merge = f.merge = o->merge;
 	Peftd__V1__Request req = PEFTD__V1__REQUEST__INIT;
 	req.what_case = PEFTD__V1__REQUEST__WHAT_FETCH;
 	req.fetch = &f;
@@ -134,7 +131,7 @@ int cmd_fetch(struct ctl *ctl, int argc, char **argv)
 		{"step", 0, OPT_U64, "N", "the checkpoint of this step (default: the last)", &o.step},
 		{"best", 0, OPT_FLAG, NULL, "the checkpoint with the lowest eval_loss", &o.best},
 		{"format", 0, OPT_TEXT, "FORMAT", "peft, the only one in this version", &o.format},
-		{"merge", 0, OPT_FLAG, NULL, "not in this version", &o.merge},
+		{"merge", 0, OPT_FLAG, NULL, "the base model with the adapter merged into it", &o.merge},
 	};
 	_cleanup_(texts_deinit) struct texts operands = {0};
 	_cleanup_(msg_freep) Peftd__V1__Reply *reply = NULL;

@@ -75,7 +75,9 @@ static int add_part(struct ctl *ctl, struct row *row, const Peftd__V1__InspectRo
 	if (r == 0) {
 		r = buf_append(&row->labels, p->label, p->n_label * sizeof(int32_t));
 	}
-	return r == 0 && p->fault.len > 0 ? buf_append(&row->fault, p->fault.data, p->fault.len) : r;
+	/* Every part of a long row says it. */
+	bool first = p->fault.len > 0 && row->fault.len == 0;
+	return r == 0 && first ? buf_append(&row->fault, p->fault.data, p->fault.len) : r;
 }
 
 static void json_numbers(struct jsonw *j, const struct buf *b)

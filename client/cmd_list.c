@@ -4,6 +4,7 @@
 #include "client/ctl.h"
 #include "client/format.h"
 #include "client/jsonw.h"
+#include "client/sweep.h"
 #include "util/cleanup.h"
 #include "util/util.h"
 
@@ -21,40 +22,34 @@ static void add_job(struct table *t, const Peftd__V1__Job *job)
 	}
 	table_cell(t, "%s", job->has_loss ? format_figure(a, job->loss, 4) : "-");
 	table_cell(t, "%s", format_time(a, job->submitted_wall_ns));
-	table_cell_text(t, &job->reason);
+	if (job->has_sweep) {
+		table_cell(t, "s%llu", (unsigned long long)job->sweep);
+	} else {
+		table_cell(t, "-");
+	}
+	table_cell_text(t, job->has_reason && job->reason.len > 0 ? &job->reason : &job->variant);
 }
 
-static void take(struct ctl *ctl, struct table *t, const Peftd__V1__JobListReply *list)
+static void print_list(struct ctl *ctl, const struct job_list *jobs)
 {
+	_cleanup_(table_deinit) struct table t = {.columns = 9, .right = 1 << 0 | 1 << 4 | 1 << 5};
 	_cleanup_(jsonw_deinit) struct jsonw j = {0};
-	for (size_t i = 0; i < list->n_jobs; i++) {
+	static const char *const heads[] = {"JOB", "NAME", "OWNER", "STATE", "STEP", "LOSS",
+		"SUBMITTED", "SWEEP", "REASON"};
+	for (size_t i = 0; i < ARRAY_LEN(heads); i++) {
+		table_cell(&t, "%s", heads[i]);
+	}
+	for (size_t i = 0; i < jobs->n; i++) {
 		if (ctl->json) {
-			jsonw_message(&j, &list->jobs[i]->base);
+			jsonw_message(&j, &jobs->jobs[i]->base);
 			jsonw_print(&j, stdout);
 		} else {
-			add_job(t, list->jobs[i]);
+			add_job(&t, jobs->jobs[i]);
 		}
 	}
-}
-
-static int list_jobs(struct ctl *ctl, struct client *c, const Peftd__V1__Request *req,
-	struct table *t, struct errmsg *err)
-{
-	struct call *call = NULL;
-	int r = client_start(c, req, NULL, 0, 0, &call, err);
-	while (r == 0 && !call_finished(call)) {
-		struct answer a = {0};
-		r = client_next(c, call, CLIENT_QUICK_MS, &a, err);
-		if (r == 0 && a.reply->what_case == PEFTD__V1__REPLY__WHAT_JOB_LIST) {
-			take(ctl, t, a.reply->job_list);
-		}
-		answer_deinit(&a);
+	if (!ctl->json) {
+		table_print(&t, stdout);
 	}
-	if (r == -ETIMEDOUT) {
-		r = errmsg_set(err, STATUS_UNAVAILABLE, "the daemon does not answer; see its log");
-	}
-	client_end(c, call);
-	return r;
 }
 
 int cmd_list(struct ctl *ctl, int argc, char **argv)
@@ -67,41 +62,34 @@ int cmd_list(struct ctl *ctl, int argc, char **argv)
 	};
 	_cleanup_(texts_deinit) struct texts operands = {0};
 	int status, state = 0;
-	if (args_parse(ctl, argc, argv, opts, ARRAY_LEN(opts), 0, 0, &operands, &status) != 0) {
+	if (args_parse(ctl, argc, argv, opts, ARRAY_LEN(opts), 0, SIZE_MAX, &operands, &status) != 0) {
 		return status;
 	}
 	if (state_name && !format_parse_state(state_name, &state)) {
 		return ctl_usage(ctl, "--state %s: no such state; states are pending, held, starting, "
 			"running, preempting, cancelling, succeeded, failed, cancelled", state_name);
 	}
-	struct client *c = ctl_client(ctl, &status);
-	if (!c) {
-		return status;
-	}
-	uint8_t id[REQUEST_ID_SIZE];
-	client_make_id(id);
+	_cleanup_(job_list_deinit) struct job_list jobs = {0};
 	Peftd__V1__JobListRequest l = PEFTD__V1__JOB_LIST_REQUEST__INIT;
 	l.has_state = state_name != NULL;
 	l.state = (Peftd__V1__JobState)state;
 	l.has_mine = l.mine = mine;
-	Peftd__V1__Request req = PEFTD__V1__REQUEST__INIT;
-	req.id = (ProtobufCBinaryData){REQUEST_ID_SIZE, id};
-	req.what_case = PEFTD__V1__REQUEST__WHAT_JOB_LIST;
-	req.job_list = &l;
-
-	_cleanup_(table_deinit) struct table t = {.columns = 8, .right = 1 << 0 | 1 << 4 | 1 << 5};
-	static const char *const heads[] = {"JOB", "NAME", "OWNER", "STATE", "STEP", "LOSS",
-		"SUBMITTED", "REASON"};
-	for (size_t i = 0; i < ARRAY_LEN(heads); i++) {
-		table_cell(&t, "%s", heads[i]);
+	for (size_t i = 0; i == 0 || i < operands.n; i++) {
+		struct target t = {0};
+		if (operands.n > 0 && (status = ctl_target_operand(ctl, operands.items[i], &t)) != 0) {
+			return status;
+		}
+		if (operands.n > 0 && !t.sweep) {
+			return ctl_usage(ctl, "'%s' is a job; 'peftctl show %s' tells about it, and list takes "
+				"sweeps", operands.items[i], operands.items[i]);
+		}
+		l.has_sweep = t.sweep;
+		l.sweep = t.id;
+		status = ctl_list_jobs(ctl, &l, &jobs);
+		if (status != 0) {
+			return status;
+		}
 	}
-	struct errmsg err = {0};
-	int r = list_jobs(ctl, c, &req, &t, &err);
-	if (r != 0) {
-		return ctl_fail(ctl, r, &err);
-	}
-	if (!ctl->json) {
-		table_print(&t, stdout);
-	}
+	print_list(ctl, &jobs);
 	return ctl_finish(ctl, EXIT_DONE);
 }

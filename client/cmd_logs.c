@@ -20,7 +20,7 @@ static int on_event(void *data, const Peftd__V1__Event *e)
 		return 0;
 	}
 	if (l->ctl->json) {
-		r = watch_event_json(&l->json, e);
+		r = watch_event_json(&l->json, 0, e);
 		r = r == 0 ? jsonw_print(&l->json, stdout) : r;
 	} else {
 		char when[FORMAT_SIZE];

@@ -37,12 +37,46 @@ static void print_spec(const Peftd__V1__JobSpec *spec)
 	jsonw_print(&j, stdout);
 }
 
+static void print_outcome(const Peftd__V1__Outcome *o)
+{
+	char a[FORMAT_SIZE], b[FORMAT_SIZE];
+	if (o->has_best_eval_loss) {
+		printf("%-10s  eval_loss %s, the lowest %s at step %llu\n", "quality",
+			format_figure(a, o->eval_loss, 5), format_figure(b, o->best_eval_loss, 5),
+			(unsigned long long)o->best_eval_step);
+	}
+	printf("%-10s  %s for %llu steps", "speed", format_duration(a, o->seconds),
+		(unsigned long long)o->steps);
+	if (o->seconds > 0) {
+		printf(", %s tokens/s", format_figure(a, (double)o->tokens / o->seconds, 4));
+	}
+	if (o->has_step_seconds_median) {
+		printf(", %s a step (median)", format_duration(a, o->step_seconds_median));
+	}
+	puts("");
+}
+
+/* As the run reserved it; the plan, which says the same before, follows. */
+static void print_measured(const Peftd__V1__Measured *m)
+{
+	char a[FORMAT_SIZE], b[FORMAT_SIZE], c[FORMAT_SIZE], d[FORMAT_SIZE], e[FORMAT_SIZE];
+	printf("%-10s  weights %s, optimizer state %s, gradients %s, activations %s, temporary %s\n", "",
+		format_bytes(a, m->base_weights + m->trainable_weights),
+		format_bytes(b, m->optimizer_states), format_bytes(c, m->gradients),
+		format_bytes(d, m->activations), format_bytes(e, m->temporary));
+}
+
 static void print_job(const Peftd__V1__Job *job)
 {
 	char a[FORMAT_SIZE], b[FORMAT_SIZE];
 	printf("%-10s  %llu\n", "job", (unsigned long long)job->id);
 	text_line("name", &job->name);
 	text_line("owner", &job->owner);
+	if (job->has_sweep) {
+		printf("%-10s  s%llu, of %u jobs\n", "sweep", (unsigned long long)job->sweep,
+			job->sweep_size);
+		text_line("variant", &job->variant);
+	}
 	printf("%-10s  %s", "state", format_state((int)job->state));
 	if (job->has_queue_position && job->queue_position > 0) {
 		printf(", number %u in the queue", job->queue_position);
@@ -61,6 +95,12 @@ static void print_job(const Peftd__V1__Job *job)
 	if (job->has_measured_arena || job->has_measured_peak_rss) {
 		printf("%-10s  arena %s, process %s\n", "measured", format_bytes(a, job->measured_arena),
 			format_bytes(b, job->measured_peak_rss));
+	}
+	if (job->measured) {
+		print_measured(job->measured);
+	}
+	if (job->outcome) {
+		print_outcome(job->outcome);
 	}
 	print_checkpoints(job);
 	if (job->plan) {

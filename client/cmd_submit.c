@@ -6,6 +6,52 @@
 #include "client/watch.h"
 #include "util/cleanup.h"
 
+static void print_reply(struct ctl *ctl, const ProtobufCMessage *reply, const char *prefix,
+	uint64_t id)
+{
+	if (ctl->json) {
+		_cleanup_(jsonw_deinit) struct jsonw j = {0};
+		jsonw_message(&j, reply);
+		jsonw_print(&j, stdout);
+	} else {
+		printf("%s%llu\n", prefix, (unsigned long long)id);
+	}
+}
+
+static int nothing_named(struct ctl *ctl)
+{
+	struct errmsg err;
+	return ctl_fail(ctl, errmsg_set(&err, STATUS_INTERNAL, "the daemon named no job"), &err);
+}
+
+static int job_submitted(struct ctl *ctl, const struct jobargs *args,
+	const Peftd__V1__SubmitReply *s)
+{
+	if (!s->has_job) {
+		return nothing_named(ctl);
+	}
+	print_reply(ctl, &s->base, "", s->job);
+	if (s->plan) {
+		planview_note_rows(ctl, s->plan);
+	}
+	int status = ctl_finish(ctl, EXIT_DONE);
+	return status == EXIT_DONE && args->watch ? watch_job(ctl, s->job, 0) : status;
+}
+
+static int sweep_submitted(struct ctl *ctl, const struct jobargs *args,
+	const Peftd__V1__SweepReply *s)
+{
+	if (!s->has_sweep || s->sweep == 0) {
+		return nothing_named(ctl);
+	}
+	print_reply(ctl, &s->base, "s", s->sweep);
+	if (s->n_plans > 0) {
+		planview_note_rows(ctl, s->plans[0]);
+	}
+	int status = ctl_finish(ctl, EXIT_DONE);
+	return status == EXIT_DONE && args->watch ? watch_sweep(ctl, s->sweep) : status;
+}
+
 int cmd_submit(struct ctl *ctl, int argc, char **argv)
 {
 	_cleanup_(jobargs_deinit) struct jobargs args = {0};
@@ -17,25 +63,12 @@ int cmd_submit(struct ctl *ctl, int argc, char **argv)
 		return status;
 	}
 	_cleanup_(msg_freep) Peftd__V1__Reply *reply = NULL;
-	status = jobargs_send(ctl, &args, operands.n > 0 ? operands.items[0] : NULL, false, &reply);
+	_cleanup_(sweep_deinit) struct sweep jobs = {0};
+	status = jobargs_send(ctl, &args, operands.n > 0 ? operands.items[0] : NULL, false, &jobs,
+		&reply);
 	if (status != 0) {
 		return status;
 	}
-	const Peftd__V1__SubmitReply *s = reply->submit;
-	if (!s->has_job) {
-		struct errmsg err;
-		return ctl_fail(ctl, errmsg_set(&err, STATUS_INTERNAL, "the daemon named no job"), &err);
-	}
-	if (ctl->json) {
-		_cleanup_(jsonw_deinit) struct jsonw j = {0};
-		jsonw_message(&j, &s->base);
-		jsonw_print(&j, stdout);
-	} else {
-		printf("%llu\n", (unsigned long long)s->job);
-	}
-	if (s->plan) {
-		planview_note_rows(ctl, s->plan);
-	}
-	status = ctl_finish(ctl, EXIT_DONE);
-	return status == EXIT_DONE && args.watch ? watch_job(ctl, s->job, 0) : status;
+	return reply->what_case == PEFTD__V1__REPLY__WHAT_SWEEP
+		? sweep_submitted(ctl, &args, reply->sweep) : job_submitted(ctl, &args, reply->submit);
 }

@@ -4,6 +4,7 @@
 #include "client/format.h"
 #include "client/jsonw.h"
 #include "client/liveview.h"
+#include "client/sweep.h"
 #include "client/watch.h"
 #include "util/cleanup.h"
 
@@ -14,6 +15,7 @@ struct watch {
 	struct jsonw *json;
 	struct liveview *view; /* NULL unless live */
 	uint64_t steps;
+	uint64_t sweep_job; /* of a sweep: the one that is watched now */
 	int state; /* the last one heard of; -1: none */
 	char reason[512];
 };
@@ -49,7 +51,7 @@ static int on_event(void *data, const Peftd__V1__Event *e)
 	}
 	int r;
 	if (w->ctl->json) {
-		r = watch_event_json(w->json, e);
+		r = watch_event_json(w->json, w->sweep_job, e);
 		r = r == 0 ? jsonw_print(w->json, stdout) : r;
 	} else {
 		r = print_words(w, e);
@@ -113,7 +115,7 @@ static int compacted(struct ctl *ctl, struct watch *w, uint64_t job, const struc
 	return status;
 }
 
-int watch_job(struct ctl *ctl, uint64_t job, uint64_t after)
+static int follow(struct ctl *ctl, uint64_t job, uint64_t after, bool in_sweep)
 {
 	int status;
 	struct client *c = ctl_client(ctl, &status);
@@ -129,7 +131,7 @@ int watch_job(struct ctl *ctl, uint64_t job, uint64_t after)
 	bool live = ctl->term.out_tty && !ctl->json && !ctl->quiet;
 	_cleanup_(liveview_freep) struct liveview *view = NULL;
 	_cleanup_(jsonw_deinit) struct jsonw j = {0};
-	struct watch w = {.ctl = ctl, .json = &j, .state = -1};
+	struct watch w = {.ctl = ctl, .json = &j, .state = -1, .sweep_job = in_sweep ? job : 0};
 	struct event_stream_options o = {.job = job, .after = after, .follow = true,
 		.tick_ms = live ? 200 : -1};
 	struct event_handler h = {on_event, on_job, on_tick, on_lost, &w};
@@ -159,6 +161,33 @@ int watch_job(struct ctl *ctl, uint64_t job, uint64_t after)
 	return ctl_finish(ctl, result(&w, job));
 }
 
+int watch_job(struct ctl *ctl, uint64_t job, uint64_t after)
+{
+	return follow(ctl, job, after, false);
+}
+
+int watch_sweep(struct ctl *ctl, uint64_t sweep)
+{
+	_cleanup_(job_list_deinit) struct job_list jobs = {0};
+	Peftd__V1__JobListRequest ask = PEFTD__V1__JOB_LIST_REQUEST__INIT;
+	ask.has_sweep = true;
+	ask.sweep = sweep;
+	int status = ctl_list_jobs(ctl, &ask, &jobs);
+	int worst = EXIT_DONE;
+	/* In the order in which they run. What has ended already is told in its turn. */
+	for (size_t i = 0; i < jobs.n && status == 0; i++) {
+		_cleanup_(freep) char *variant = format_text(&jobs.jobs[i]->variant);
+		ctl_note(ctl, "job %llu, %zu of %zu: %s", (unsigned long long)jobs.jobs[i]->id, i + 1,
+			jobs.n, variant ? variant : "");
+		status = follow(ctl, jobs.jobs[i]->id, 0, true);
+		if (status == EXIT_REQUEST_FAILED) { /* it failed or was cancelled; the others go on */
+			worst = status;
+			status = 0;
+		}
+	}
+	return status != 0 ? status : worst;
+}
+
 int cmd_watch(struct ctl *ctl, int argc, char **argv)
 {
 	struct opt_u64 from = {0};
@@ -167,10 +196,14 @@ int cmd_watch(struct ctl *ctl, int argc, char **argv)
 	};
 	_cleanup_(texts_deinit) struct texts operands = {0};
 	int status;
-	uint64_t job;
+	struct target t;
 	if (args_parse(ctl, argc, argv, opts, 1, 1, 1, &operands, &status) != 0 ||
-		(status = ctl_job_operand(ctl, operands.items[0], &job)) != 0) {
+		(status = ctl_target_operand(ctl, operands.items[0], &t)) != 0) {
 		return status;
 	}
-	return watch_job(ctl, job, from.given && from.value > 0 ? from.value - 1 : 0);
+	if (t.sweep && from.given) {
+		return ctl_usage(ctl, "--from counts the events of a job; a sweep has several");
+	}
+	return t.sweep ? watch_sweep(ctl, t.id)
+		: watch_job(ctl, t.id, from.given && from.value > 0 ? from.value - 1 : 0);
 }

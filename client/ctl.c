@@ -25,19 +25,19 @@ const struct command ctl_commands[] = {
 	{"submit", "[FILE]", "Queue a job; prints its id",
 		"FILE is a job file in YAML or JSON, '-' is standard input. Options override it:\n"
 		"  peftctl submit job.yaml --set train.learning_rate=1e-4 --set lora.r=8", cmd_submit},
-	{"list", "", "List jobs", NULL, cmd_list},
+	{"list", "[SWEEP...]", "List jobs: all, or those of sweeps", NULL, cmd_list},
 	{"show", "JOB", "Show everything about one job", NULL, cmd_show},
-	{"watch", "JOB", "Follow a job's progress until it ends",
+	{"watch", "JOB|SWEEP", "Follow a job's progress, or a sweep's, until it ends",
 		"On a terminal a live view, on a pipe one line an event. Ctrl-C leaves the job running.\n"
 		"Exit status: 0 when the job succeeded, 1 when it failed or was cancelled.", cmd_watch},
 	{"metrics", "JOB", "Print every recorded step",
 		"With --json a line a step, with the keys step, loss, lr, grad_norm, tokens and seconds,\n"
 		"and for evaluations with step and eval_loss.", cmd_metrics},
 	{"logs", "JOB", "Print a job's log", NULL, cmd_logs},
-	{"cancel", "JOB", "End a job", NULL, cmd_control},
-	{"hold", "JOB", "Keep a job from running until it is released", NULL, cmd_control},
-	{"release", "JOB", "Let a held job run", NULL, cmd_control},
-	{"retry", "JOB", "Queue a failed or cancelled job again, from its last checkpoint", NULL,
+	{"cancel", "JOB|SWEEP", "End a job, or those of a sweep", NULL, cmd_control},
+	{"hold", "JOB|SWEEP", "Keep a job from running until it is released", NULL, cmd_control},
+	{"release", "JOB|SWEEP", "Let a held job run", NULL, cmd_control},
+	{"retry", "JOB|SWEEP", "Queue a failed or cancelled job again, from its last checkpoint", NULL,
 		cmd_control},
 	{"fetch", "JOB", "Bring the adapter of a job here, as a folder",
 		"The folder is complete from the moment it has its name. An interrupted fetch goes on\n"
@@ -49,7 +49,8 @@ const struct command ctl_commands[] = {
 	{"generate", "--model M PROMPT", "Continue a text",
 		"PROMPT '-' is standard input. --adapter takes a job's id or a folder in PEFT format.",
 		cmd_generate},
-	{"compare", "JOB...", "Show the trade-offs of jobs side by side", NULL, cmd_compare},
+	{"compare", "JOB|SWEEP...", "Show the trade-offs of jobs side by side",
+		"Of jobs that differ in train.seed alone, mean and standard deviation come below.", cmd_compare},
 };
 
 const size_t ctl_n_commands = ARRAY_LEN(ctl_commands);

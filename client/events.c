@@ -134,7 +134,7 @@ int event_stream(struct client *c, const struct event_stream_options *o,
 
 /* ---- one event --------------------------------------------------------------------------- */
 
-int watch_event_json(struct jsonw *j, const Peftd__V1__Event *e)
+int watch_event_json(struct jsonw *j, uint64_t job, const Peftd__V1__Event *e)
 {
 	static const struct { Peftd__V1__Event__WhatCase what; const char *type; } types[] = {
 		{PEFTD__V1__EVENT__WHAT_STATE, "state"},
@@ -144,6 +144,10 @@ int watch_event_json(struct jsonw *j, const Peftd__V1__Event *e)
 		{PEFTD__V1__EVENT__WHAT_CHECKPOINT, "checkpoint"},
 	};
 	jsonw_open(j, '{');
+	if (job) {
+		jsonw_key(j, "job");
+		jsonw_u64(j, job);
+	}
 	jsonw_key(j, "seq");
 	jsonw_u64(j, e->seq);
 	jsonw_key(j, "wall_ns");

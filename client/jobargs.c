@@ -18,6 +18,8 @@ size_t jobargs_options(struct jobargs *a, bool submit, struct opt *opts)
 		{"eval-dataset", 0, OPT_TEXT, "NAME", "a dataset to evaluate on", &a->eval_dataset},
 		{"method", 0, OPT_TEXT, "METHOD", "how to fine-tune (default lora)", &a->method},
 		{"set", 's', OPT_TEXTS, "KEY=VALUE", "a setting, as in lora.r=8; repeatable", &a->sets},
+		{"sweep", 0, OPT_TEXTS, "KEY=V,V,…", "a job for each value, as in lora.r=4,8; repeatable: for "
+			"each combination", &a->sweeps},
 		{"name", 'n', OPT_TEXT, "NAME", "a name for the job", &a->name},
 		{"priority", 'p', OPT_TEXT, "CLASS", "low, normal or high", &a->priority},
 		{"init-adapter", 0, OPT_TEXT, "DIR", "start from this adapter, a folder in PEFT format",
@@ -33,6 +35,7 @@ size_t jobargs_options(struct jobargs *a, bool submit, struct opt *opts)
 void jobargs_deinit(struct jobargs *a)
 {
 	texts_deinit(&a->sets);
+	texts_deinit(&a->sweeps);
 }
 
 /* The options that stand for one key each. */
@@ -42,8 +45,9 @@ static int apply_option(Peftd__V1__JobSpec *spec, const char *key, const char *o
 	if (!value) {
 		return 0;
 	}
-	int r = spec_set(&spec->base, spec_field(spec->base.descriptor, key), value, SPEC_TEXT, key,
-		err);
+	int r = value[0] == '\0'
+		? errmsg_set(err, STATUS_INVALID, "empty; leave it out if there is nothing to say")
+		: spec_set(&spec->base, spec_field(spec->base.descriptor, key), value, SPEC_TEXT, key, err);
 	return r > 0 ? errmsg_prefix(err, r, "--%s", option) : r;
 }
 
@@ -69,39 +73,66 @@ static int apply_options(Peftd__V1__JobSpec *spec, const struct jobargs *a, stru
 	return r;
 }
 
-static int read_spec(struct ctl *ctl, const struct jobargs *a, const char *file,
-	Peftd__V1__JobSpec *spec)
+/* A refusal that begins with the name of a setting gets the line of the job file that sets it. */
+static void point_into_file(const struct jobargs *a, const char *file, struct errmsg *err)
+{
+	char path[128];
+	size_t n = strspn(err->text, "abcdefghijklmnopqrstuvwxyz0123456789_.");
+	if (!file || n == 0 || n >= sizeof(path) || err->text[n] != ':') {
+		return;
+	}
+	memcpy(path, err->text, n);
+	path[n] = '\0';
+	for (size_t i = 0; i < a->sets.n; i++) {
+		if (strncmp(a->sets.items[i], path, n) == 0 && a->sets.items[i][n] == '=') {
+			return; /* it was not the file's value */
+		}
+	}
+	size_t line = jobfile_line(file, path);
+	if (line > 0) {
+		errmsg_prefix(err, STATUS_INVALID, "%.200s:%zu", file, line);
+	}
+}
+
+/* The jobs: one, or those of a sweep. */
+static int read_specs(struct ctl *ctl, const struct jobargs *a, const char *file,
+	struct sweep *ret)
 {
 	struct errmsg err = {0};
-	int r = file ? jobfile_read(file, spec, &err) : 0;
-	if (r == 0) {
-		r = apply_options(spec, a, &err);
+	_cleanup_(msg_freep) Peftd__V1__JobSpec *base = spec_new();
+	int r = base ? 0 : -ENOMEM;
+	if (r == 0 && file) {
+		r = jobfile_read(file, base, &err);
 	}
-	if (r == 0) {
-		r = spec_fill_defaults(spec);
-	}
+	r = r ? r : apply_options(base, a, &err);
+	r = r ? r : sweep_expand(ret, base, &a->sweeps, &err);
 	if (r > 0) {
+		point_into_file(a, file, &err);
 		return ctl_usage(ctl, "%s", err.text);
 	}
 	if (r < 0) {
 		return ctl_fail(ctl, r, NULL);
 	}
-	if (!spec->has_model || spec->model.len == 0) {
-		return ctl_usage(ctl, "%s names no model: give --model NAME, or 'model:' in a job file",
-			file ? file : "the command");
-	}
-	if (!spec->has_dataset || spec->dataset.len == 0) {
-		return ctl_usage(ctl,
-			"%s names no dataset: give --dataset NAME, or 'dataset:' in a job file",
-			file ? file : "the command");
+	for (size_t i = 0; i < ret->n; i++) {
+		const Peftd__V1__JobSpec *spec = ret->jobs[i].spec;
+		if (!spec->has_model || spec->model.len == 0) {
+			return ctl_usage(ctl, "%s names no model: give --model NAME, or 'model:' in a job file",
+				file ? file : "the command");
+		}
+		if (!spec->has_dataset || spec->dataset.len == 0) {
+			return ctl_usage(ctl,
+				"%s names no dataset: give --dataset NAME, or 'dataset:' in a job file",
+				file ? file : "the command");
+		}
 	}
 	return 0;
 }
 
-/* Sends the adapter that init_adapter names; what stays in the specification is its folder's
+/* Sends the adapter that init_adapter names; what stays in the specifications is its folder's
  * name. */
-static int send_init_adapter(struct ctl *ctl, Peftd__V1__JobSpec *spec, struct source *folder)
+static int send_init_adapter(struct ctl *ctl, struct sweep *jobs, struct source *folder)
 {
+	const Peftd__V1__JobSpec *first = jobs->jobs[0].spec;
 	struct errmsg err = {0};
 	struct progress p = ctl_progress(ctl);
 	int status;
@@ -110,7 +141,7 @@ static int send_init_adapter(struct ctl *ctl, Peftd__V1__JobSpec *spec, struct s
 		return status;
 	}
 	_cleanup_(freep) char *dir = NULL;
-	int r = proto_str(&spec->init_adapter, "init_adapter", &dir, &err);
+	int r = proto_str(&first->init_adapter, "init_adapter", &dir, &err);
 	if (r == 0) {
 		r = adapter_open(folder, dir, &p, &err);
 		r = r > 0 ? errmsg_prefix(&err, r, "init_adapter") : r;
@@ -122,42 +153,90 @@ static int send_init_adapter(struct ctl *ctl, Peftd__V1__JobSpec *spec, struct s
 		return ctl_fail(ctl, r, &err);
 	}
 	_cleanup_(freep) char *name = adapter_folder_name(dir);
-	r = name ? spec_set(&spec->base, spec_field(spec->base.descriptor, "init_adapter"), name,
-		SPEC_TEXT, "init_adapter", &err) : -ENOMEM;
+	r = name ? 0 : -ENOMEM;
+	for (size_t i = 0; i < jobs->n && r == 0; i++) {
+		ProtobufCMessage *spec = &jobs->jobs[i].spec->base;
+		r = spec_set(spec, spec_field(spec->descriptor, "init_adapter"), name, SPEC_TEXT,
+			"init_adapter", &err);
+	}
 	return r == 0 ? 0 : ctl_fail(ctl, r, &err);
 }
 
-int jobargs_send(struct ctl *ctl, const struct jobargs *a, const char *file, bool plan_only,
-	Peftd__V1__Reply **ret)
+static int ask(struct ctl *ctl, const struct jobargs *a, const char *file,
+	Peftd__V1__Request *req, Peftd__V1__Reply__WhatCase what, Peftd__V1__Reply **ret)
 {
-	_cleanup_(msg_freep) Peftd__V1__JobSpec *spec = spec_new();
-	_cleanup_(source_deinit) struct source folder = {0};
-	int status = spec ? read_spec(ctl, a, file, spec) : ctl_fail(ctl, -ENOMEM, NULL);
-	if (status != 0) {
+	_cleanup_(msg_freep) Peftd__V1__Reply *reply = NULL;
+	struct errmsg err = {0};
+	int status;
+	struct client *c = ctl_client(ctl, &status);
+	if (!c) {
 		return status;
 	}
-	Peftd__V1__SubmitRequest submit = PEFTD__V1__SUBMIT_REQUEST__INIT;
-	if (spec->has_init_adapter && spec->init_adapter.len > 0) {
-		status = send_init_adapter(ctl, spec, &folder);
-		if (status != 0) {
-			return status;
-		}
-		submit.init_adapter = &folder.blob;
+	/* No limit: planning reads the dataset. */
+	int r = client_call(c, req, -1, &reply, &err);
+	if (r == STATUS_INVALID) {
+		point_into_file(a, file, &err);
 	}
-	submit.spec = spec;
+	status = r == 0 ? ctl_expect(ctl, reply, what) : ctl_fail(ctl, r, &err);
+	if (status == 0) {
+		*ret = steal_ptr(reply);
+	}
+	return status;
+}
+
+static int ask_one(struct ctl *ctl, const struct jobargs *a, const char *file,
+	const struct sweep_job *job, Peftd__V1__Blob *adapter, bool plan_only, Peftd__V1__Reply **ret)
+{
+	Peftd__V1__SubmitRequest submit = PEFTD__V1__SUBMIT_REQUEST__INIT;
+	submit.spec = job->spec;
+	submit.init_adapter = adapter;
 	submit.has_hold = submit.hold = a->hold;
 	submit.has_plan_only = submit.plan_only = plan_only;
 	Peftd__V1__Request req = PEFTD__V1__REQUEST__INIT;
 	req.what_case = PEFTD__V1__REQUEST__WHAT_SUBMIT;
 	req.submit = &submit;
-	_cleanup_(msg_freep) Peftd__V1__Reply *reply = NULL;
-	/* No limit: planning reads the dataset. */
-	status = ctl_call(ctl, &req, -1, &reply);
-	if (status == 0) {
-		status = ctl_expect(ctl, reply, PEFTD__V1__REPLY__WHAT_SUBMIT);
+	return ask(ctl, a, file, &req, PEFTD__V1__REPLY__WHAT_SUBMIT, ret);
+}
+
+static int ask_sweep(struct ctl *ctl, const struct jobargs *a, const char *file,
+	const struct sweep *jobs, Peftd__V1__Blob *adapter, bool plan_only, Peftd__V1__Reply **ret)
+{
+	Peftd__V1__SweepMember members[SWEEP_MAX], *list[SWEEP_MAX];
+	Peftd__V1__SweepRequest sweep = PEFTD__V1__SWEEP_REQUEST__INIT;
+	for (size_t i = 0; i < jobs->n; i++) {
+		members[i] = (Peftd__V1__SweepMember)PEFTD__V1__SWEEP_MEMBER__INIT;
+		members[i].spec = jobs->jobs[i].spec;
+		members[i].variant = proto_bytes(jobs->jobs[i].variant);
+		list[i] = &members[i];
 	}
-	if (status == 0) {
-		*ret = steal_ptr(reply);
+	sweep.members = list;
+	sweep.n_members = jobs->n;
+	sweep.init_adapter = adapter;
+	sweep.has_hold = sweep.hold = a->hold;
+	sweep.has_plan_only = sweep.plan_only = plan_only;
+	Peftd__V1__Request req = PEFTD__V1__REQUEST__INIT;
+	req.what_case = PEFTD__V1__REQUEST__WHAT_SWEEP;
+	req.sweep = &sweep;
+	return ask(ctl, a, file, &req, PEFTD__V1__REPLY__WHAT_SWEEP, ret);
+}
+
+int jobargs_send(struct ctl *ctl, const struct jobargs *a, const char *file, bool plan_only,
+	struct sweep *ret_sweep, Peftd__V1__Reply **ret)
+{
+	_cleanup_(source_deinit) struct source folder = {0};
+	int status = read_specs(ctl, a, file, ret_sweep);
+	if (status != 0) {
+		return status;
 	}
-	return status;
+	Peftd__V1__Blob *adapter = NULL;
+	const Peftd__V1__JobSpec *first = ret_sweep->jobs[0].spec;
+	if (first->has_init_adapter && first->init_adapter.len > 0) {
+		status = send_init_adapter(ctl, ret_sweep, &folder);
+		if (status != 0) {
+			return status;
+		}
+		adapter = &folder.blob;
+	}
+	return a->sweeps.n == 0 ? ask_one(ctl, a, file, &ret_sweep->jobs[0], adapter, plan_only, ret)
+		: ask_sweep(ctl, a, file, ret_sweep, adapter, plan_only, ret);
 }

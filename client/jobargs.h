@@ -2,15 +2,16 @@
 /* The arguments that plan and submit share, and the request made of them. */
 
 #include "client/ctl.h"
+#include "client/sweep.h"
 #include "job.pb-c.h"
 
 struct jobargs {
 	const char *model, *dataset, *eval_dataset, *method, *name, *priority, *init_adapter;
-	struct texts sets;
+	struct texts sets, sweeps;
 	bool hold, watch; /* of submit alone */
 };
 
-enum { JOBARGS_OPTIONS = 10 };
+enum { JOBARGS_OPTIONS = 11 };
 
 /* Writes the options into opts[JOBARGS_OPTIONS]; the number of them: without those of submit alone,
  * when `submit` is false. */
@@ -19,7 +20,8 @@ void jobargs_deinit(struct jobargs *a);
 
 /*
  * Reads the job file (NULL: none), applies the options, fills in the defaults, uploads an adapter
- * to start from, and asks. 0 and *ret, whose `submit` is set, or an exit status with words said.
+ * to start from, and asks. 0 and *ret, whose `submit` is set (or `sweep`, and *ret_sweep has its
+ * jobs), or an exit status with words said.
  */
 int jobargs_send(struct ctl *ctl, const struct jobargs *a, const char *file, bool plan_only,
-	Peftd__V1__Reply **ret);
+	struct sweep *ret_sweep, Peftd__V1__Reply **ret);

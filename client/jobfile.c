@@ -6,6 +6,7 @@
 #include <yaml.h>
 
 #include "client/spec.h"
+#include "proto/jobspec.h"
 #include "util/buf.h"
 #include "util/cleanup.h"
 #include "util/util.h"
@@ -101,9 +102,17 @@ static int set_from_scalar(struct walk *w, ProtobufCMessage *msg,
 static int set_from_sequence(struct walk *w, ProtobufCMessage *msg,
 	const ProtobufCFieldDescriptor *f, const yaml_node_t *n, const char *path, unsigned depth)
 {
+	if (jobspec_is_map(f)) {
+		return at_line(w, line_of(n), errmsg_set(w->err, STATUS_INVALID,
+			"'%s' is a mapping, as in {q_proj: 8}, not a list", path));
+	}
 	if (f->label != PROTOBUF_C_LABEL_REPEATED) {
 		return at_line(w, line_of(n), errmsg_set(w->err, STATUS_INVALID,
 			"'%s' takes one value, not a list", path));
+	}
+	if (n->data.sequence.items.start == n->data.sequence.items.top) {
+		int r = spec_check_empty(path, w->err);
+		return r > 0 ? at_line(w, line_of(n), r) : r;
 	}
 	for (yaml_node_item_t *i = n->data.sequence.items.start; i < n->data.sequence.items.top; i++) {
 		const yaml_node_t *item = yaml_document_get_node(w->doc, *i);
@@ -120,11 +129,50 @@ static int set_from_sequence(struct walk *w, ProtobufCMessage *msg,
 		}
 		if (form == SPEC_NULL) {
 			return at_line(w, line_of(item), errmsg_set(w->err, STATUS_INVALID,
-				"'%s' is a list of texts", path));
+				f->type == PROTOBUF_C_TYPE_BYTES ? "'%s' is a list of texts"
+				: "'%s' is a list of numbers", path));
 		}
 		r = set_from_scalar(w, msg, f, item, path);
 		if (r != 0) {
 			return r;
+		}
+	}
+	return 0;
+}
+
+/* One word where a key belongs. */
+static int check_key(struct walk *w, const yaml_node_t *key, unsigned depth)
+{
+	int r = enter(w, key, depth);
+	if (r == 0 && key->type != YAML_SCALAR_NODE) {
+		r = at_line(w, line_of(key), errmsg_set(w->err, STATUS_INVALID, "a key must be a word"));
+	}
+	return r == 0 ? check_text(w, key, "a key") : r;
+}
+
+static int set_map(struct walk *w, ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f,
+	const yaml_node_t *n, const char *path, unsigned depth)
+{
+	for (yaml_node_pair_t *p = n->data.mapping.pairs.start; p < n->data.mapping.pairs.top; p++) {
+		const yaml_node_t *key = yaml_document_get_node(w->doc, p->key);
+		const yaml_node_t *value = yaml_document_get_node(w->doc, p->value);
+		enum spec_form form = SPEC_NULL;
+		int r = check_key(w, key, depth);
+		r = r ? r : enter(w, value, depth);
+		if (r == 0 && value->type == YAML_SCALAR_NODE) {
+			r = check_text(w, value, path);
+			r = r ? r : form_of(w, value, &form);
+		}
+		if (r != 0) {
+			return r;
+		}
+		if (form == SPEC_NULL) {
+			return at_line(w, line_of(value), errmsg_set(w->err, STATUS_INVALID,
+				"'%s' takes a number for each key", path));
+		}
+		r = spec_map_add(msg, f, scalar_text(key), scalar_text(value), form, path, w->err);
+		if (r != 0) {
+			return r > 0 ? at_line(w, line_of(key), r) : r;
 		}
 	}
 	return 0;
@@ -139,6 +187,9 @@ static int set_from_mapping(struct walk *w, ProtobufCMessage *msg,
 	if (f->type != PROTOBUF_C_TYPE_MESSAGE) {
 		return at_line(w, line_of(n), errmsg_set(w->err, STATUS_INVALID,
 			"'%s' takes one value, not settings of its own", path));
+	}
+	if (jobspec_is_map(f)) {
+		return set_map(w, msg, f, n, path, depth + 1);
 	}
 	_cleanup_(buf_deinit) struct buf below = {0};
 	ProtobufCMessage *section = spec_section(msg, f);
@@ -179,14 +230,7 @@ static int walk_mapping(struct walk *w, ProtobufCMessage *msg, const yaml_node_t
 	}
 	for (yaml_node_pair_t *p = n->data.mapping.pairs.start; p < n->data.mapping.pairs.top; p++) {
 		const yaml_node_t *key = yaml_document_get_node(w->doc, p->key);
-		int r = enter(w, key, depth);
-		if (r == 0 && key->type != YAML_SCALAR_NODE) {
-			r = at_line(w, line_of(key), errmsg_set(w->err, STATUS_INVALID,
-				"a key must be a word"));
-		}
-		if (r == 0) {
-			r = check_text(w, key, "a key");
-		}
+		int r = check_key(w, key, depth);
 		if (r != 0) {
 			return r;
 		}
@@ -306,6 +350,20 @@ int jobfile_parse(const char *file, const void *text, size_t len, Peftd__V1__Job
 	return r;
 }
 
+/* The file's bytes, no more than are looked at. */
+static int read_file(FILE *f, struct buf *ret)
+{
+	size_t n;
+	do {
+		if (buf_reserve(ret, 65536) < 0) {
+			return -ENOMEM;
+		}
+		n = fread(ret->data + ret->len, 1, 65536, f);
+		ret->len += n;
+	} while (n > 0 && ret->len <= JOBFILE_MAX);
+	return ferror(f) ? -errno : 0;
+}
+
 int jobfile_read(const char *file, Peftd__V1__JobSpec *spec, struct errmsg *err)
 {
 	bool standard = strcmp(file, "-") == 0;
@@ -315,16 +373,48 @@ int jobfile_read(const char *file, Peftd__V1__JobSpec *spec, struct errmsg *err)
 		return errmsg_set(err, STATUS_NOT_FOUND, "%s: %s", file, strerror(errno));
 	}
 	_cleanup_(buf_deinit) struct buf b = {0};
-	size_t n;
-	do {
-		if (buf_reserve(&b, 65536) < 0) {
-			return -ENOMEM;
-		}
-		n = fread(b.data + b.len, 1, 65536, f);
-		b.len += n;
-	} while (n > 0 && b.len <= JOBFILE_MAX);
-	if (ferror(f)) {
-		return errmsg_set(err, STATUS_NOT_FOUND, "%s: %s", file, strerror(errno));
+	int r = read_file(f, &b);
+	if (r < 0) {
+		return r == -ENOMEM ? r : errmsg_set(err, STATUS_NOT_FOUND, "%s: %s", file, strerror(-r));
 	}
 	return jobfile_parse(standard ? "standard input" : file, b.data, b.len, spec, err);
+}
+
+/* The line of the key that `path` leads to from the mapping `n`; 0: it is not there. */
+static size_t find_key(yaml_document_t *doc, const yaml_node_t *n, const char *path)
+{
+	size_t len = strcspn(path, ".");
+	if (!n || n->type != YAML_MAPPING_NODE) {
+		return 0;
+	}
+	for (yaml_node_pair_t *p = n->data.mapping.pairs.start; p < n->data.mapping.pairs.top; p++) {
+		const yaml_node_t *key = yaml_document_get_node(doc, p->key);
+		if (key->type == YAML_SCALAR_NODE && key->data.scalar.length == len &&
+				memcmp(key->data.scalar.value, path, len) == 0) {
+			return path[len] == '.'
+				? find_key(doc, yaml_document_get_node(doc, p->value), path + len + 1)
+				: line_of(key);
+		}
+	}
+	return 0;
+}
+
+size_t jobfile_line(const char *file, const char *path)
+{
+	_cleanup_(fclosep) FILE *f = fopen(file, "re");
+	_cleanup_(buf_deinit) struct buf b = {0};
+	yaml_parser_t parser;
+	yaml_document_t doc;
+	size_t line = 0;
+	if (!f || read_file(f, &b) != 0 || !yaml_parser_initialize(&parser)) {
+		return 0;
+	}
+	yaml_parser_set_encoding(&parser, YAML_UTF8_ENCODING);
+	yaml_parser_set_input_string(&parser, b.data, b.len);
+	if (yaml_parser_load(&parser, &doc)) {
+		line = find_key(&doc, yaml_document_get_root_node(&doc), path);
+		yaml_document_delete(&doc);
+	}
+	yaml_parser_delete(&parser);
+	return line;
 }

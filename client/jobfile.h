@@ -22,3 +22,6 @@ int jobfile_parse(const char *file, const void *text, size_t len, Peftd__V1__Job
 
 /* The same from a file; "-" is standard input. STATUS_NOT_FOUND when it cannot be read. */
 int jobfile_read(const char *file, Peftd__V1__JobSpec *spec, struct errmsg *err);
+
+/* The line on which a file that was read sets the key `path` ("lora.r"); 0 where it does not. */
+size_t jobfile_line(const char *file, const char *path);

@@ -1,8 +1,11 @@
 #include "client/jsonw.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "client/format.h"
+#include "proto/jobspec.h"
+#include "util/cleanup.h"
 #include "util/util.h"
 
 void jsonw_deinit(struct jsonw *j)
@@ -264,12 +267,35 @@ static bool present(const ProtobufCMessage *msg, const ProtobufCFieldDescriptor 
 		*(const protobuf_c_boolean *)(base + f->quantifier_offset) != 0;
 }
 
+/* {"q_proj": 8}, as in a job file. */
+static void map(struct jsonw *j, ProtobufCMessage *const *entries, size_t n)
+{
+	jsonw_open(j, '{');
+	for (size_t i = 0; i < n; i++) {
+		const ProtobufCFieldDescriptor *f = entries[i]->descriptor->fields;
+		_cleanup_(buf_deinit) struct buf key = {0};
+		const ProtobufCBinaryData *text =
+			(const void *)((const uint8_t *)entries[i] + f[0].offset);
+		if (buf_append(&key, text->data, text->len) < 0 || !buf_cstr(&key)) {
+			j->error = -ENOMEM;
+			return;
+		}
+		jsonw_key(j, (char *)key.data);
+		value(j, &f[1], (const uint8_t *)entries[i] + f[1].offset);
+	}
+	jsonw_close(j, '}');
+}
+
 static void repeated(struct jsonw *j, const ProtobufCMessage *msg,
 	const ProtobufCFieldDescriptor *f)
 {
 	const uint8_t *base = (const uint8_t *)msg;
 	size_t n = *(const size_t *)(base + f->quantifier_offset);
 	const uint8_t *items = *(const uint8_t *const *)(base + f->offset);
+	if (jobspec_is_map(f)) {
+		map(j, (ProtobufCMessage *const *)items, n);
+		return;
+	}
 	jsonw_open(j, '[');
 	for (size_t i = 0; i < n; i++) {
 		value(j, f, items + i * value_size(f->type));

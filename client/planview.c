@@ -42,6 +42,13 @@ static void print_work(const Peftd__V1__Plan *p)
 		printf(" (%.3g %%)",
 			100 * (double)p->trainable_parameters / (double)p->total_parameters);
 	}
+	if (p->has_inference_flops_per_token) {
+		printf("\ninference   %s FLOPs and %s more a token than the bare base%s",
+			format_count(a, (uint64_t)p->inference_flops_per_token),
+			format_bytes(b, p->inference_bytes_per_token),
+			!p->has_mergeable ? "" : p->mergeable ? "; nothing more when merged"
+												 : "; cannot be merged");
+	}
 	printf("\nrows        %llu trained on", (unsigned long long)p->rows);
 	if (p->rows_overlong > 0) {
 		printf(", %llu too long", (unsigned long long)p->rows_overlong);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/jobspec.h"
 #include "util/buf.h"
 #include "util/cleanup.h"
 #include "util/util.h"
@@ -14,14 +15,23 @@
  * line they stand on. */
 static const struct {
 	const char *message, *field;
-	const char *words[4];
+	const char *words[7]; /* "pissa_niter_#": with a number in the place of # */
 } choices[] = {
 	{"JobSpec", "priority", {"low", "normal", "high"}},
 	{"TrainSpec", "overlong", {"drop", "truncate", "raise"}},
 	{"TrainSpec", "lr_scheduler_type", {"constant", "linear", "cosine"}},
 	{"TrainSpec", "dtype", {"bf16", "f32"}},
 	{"TrainSpec", "data_order", {"shuffled", "sequential"}},
+	{"LoraSpec", "bias", {"none", "all", "lora_only"}},
+	{"LoraSpec", "init_lora_weights",
+		{"true", "false", "gaussian", "pissa", "pissa_niter_#", "olora"}},
+	{"BottleneckSpec", "config", {"houlsby", "pfeiffer", "parallel"}},
+	{"BottleneckSpec", "init_weights", {"bert", "mam_adapter"}},
+	{"PromptTuningSpec", "prompt_tuning_init", {"RANDOM", "TEXT", "SAMPLE_VOCAB"}},
+	{"PTuningSpec", "encoder_reparameterization_type", {"MLP", "LSTM"}},
 };
+
+DEFINE_CLEANUP(ProtobufCMessage *, proto_free);
 
 /* ---- scalars ----------------------------------------------------------------------------- */
 
@@ -162,27 +172,43 @@ static int set_bool(void *p, const char *text, enum spec_form form, const char *
 	return 0;
 }
 
-static int check_choice(const ProtobufCMessageDescriptor *d, const ProtobufCFieldDescriptor *f,
-	const char *text, const char *path, struct errmsg *err)
+static bool is_choice(const char *text, const char *word)
+{
+	size_t n = strcspn(word, "#");
+	if (word[n] == '\0') {
+		return strcmp(text, word) == 0;
+	}
+	return strncmp(text, word, n) == 0 && text[n] >= '1' && *skip_digits(text + n) == '\0';
+}
+
+static const char *const *words_of(const ProtobufCMessageDescriptor *d,
+	const ProtobufCFieldDescriptor *f)
 {
 	for (size_t i = 0; i < ARRAY_LEN(choices); i++) {
-		if (strcmp(choices[i].message, d->short_name) != 0 ||
-			strcmp(choices[i].field, f->name) != 0) {
-			continue;
+		if (strcmp(choices[i].message, d->short_name) == 0 &&
+			strcmp(choices[i].field, f->name) == 0) {
+			return choices[i].words;
 		}
-		_cleanup_(buf_deinit) struct buf list = {0};
-		for (size_t k = 0; k < ARRAY_LEN(choices[i].words) && choices[i].words[k]; k++) {
-			if (strcmp(text, choices[i].words[k]) == 0) {
-				return 0;
-			}
-			if (buf_appendf(&list, "%s%s", k > 0 ? ", " : "", choices[i].words[k]) < 0) {
-				return -ENOMEM;
-			}
-		}
-		return !buf_cstr(&list) ? -ENOMEM : errmsg_set(err, STATUS_INVALID,
-			"'%s' is '%s', which is none of: %s", path, text, (char *)list.data);
 	}
-	return 0;
+	return NULL;
+}
+
+static int check_choice(const char *const *words, const char *text, const char *path,
+	struct errmsg *err)
+{
+	_cleanup_(buf_deinit) struct buf list = {0};
+	for (size_t k = 0; words[k]; k++) {
+		size_t n = strcspn(words[k], "#");
+		if (is_choice(text, words[k])) {
+			return 0;
+		}
+		if (buf_appendf(&list, "%s%.*s%s", k > 0 ? ", " : "", (int)n, words[k],
+				words[k][n] ? "N" : "") < 0) {
+			return -ENOMEM;
+		}
+	}
+	return !buf_cstr(&list) ? -ENOMEM : errmsg_set(err, STATUS_INVALID,
+		"'%s' is '%s', which is none of: %s", path, text, (char *)list.data);
 }
 
 static int set_bytes(ProtobufCBinaryData *p, const char *text, enum spec_form form,
@@ -198,6 +224,22 @@ static int set_bytes(ProtobufCBinaryData *p, const char *text, enum spec_form fo
 	}
 	*p = (ProtobufCBinaryData){strlen(copy), (uint8_t *)copy};
 	return 0;
+}
+
+/* A text, one of the field's words if it has such. Where true and false are among them, as for
+ * init_lora_weights, YAML's way of writing them will do. */
+static int set_text(ProtobufCBinaryData *p, const ProtobufCMessageDescriptor *d,
+	const ProtobufCFieldDescriptor *f, const char *text, enum spec_form form, const char *path,
+	struct errmsg *err)
+{
+	const char *const *words = words_of(d, f);
+	if (words && (form == SPEC_BOOL || form == SPEC_ANY) && bool_of(text) >= 0 &&
+		is_choice("true", words[0])) {
+		text = bool_of(text) ? "true" : "false";
+		form = SPEC_TEXT;
+	}
+	int r = words ? check_choice(words, text, path, err) : 0;
+	return r ? r : set_bytes(p, text, form, path, err);
 }
 
 /* ---- fields ------------------------------------------------------------------------------ */
@@ -235,17 +277,26 @@ static void free_bytes(ProtobufCBinaryData *b, const ProtobufCFieldDescriptor *f
 	*b = (ProtobufCBinaryData){0};
 }
 
+static void clear_list(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f)
+{
+	size_t *n = quantifier(msg, f);
+	void **list = member(msg, f);
+	for (size_t i = 0; i < *n; i++) {
+		if (f->type == PROTOBUF_C_TYPE_BYTES) {
+			free(((ProtobufCBinaryData *)*list)[i].data);
+		} else if (f->type == PROTOBUF_C_TYPE_MESSAGE) {
+			proto_free(((ProtobufCMessage **)*list)[i]);
+		}
+	}
+	free(*list);
+	*list = NULL;
+	*n = 0;
+}
+
 void spec_clear(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f)
 {
 	if (f->label == PROTOBUF_C_LABEL_REPEATED) {
-		size_t *n = quantifier(msg, f);
-		ProtobufCBinaryData **items = member(msg, f);
-		for (size_t i = 0; i < *n; i++) {
-			free((*items)[i].data);
-		}
-		free(*items);
-		*items = NULL;
-		*n = 0;
+		clear_list(msg, f);
 	} else if (f->type == PROTOBUF_C_TYPE_MESSAGE) {
 		ProtobufCMessage **sub = member(msg, f);
 		proto_free(*sub);
@@ -271,23 +322,97 @@ ProtobufCMessage *spec_section(ProtobufCMessage *msg, const ProtobufCFieldDescri
 	return *sub;
 }
 
+/* Room for one more item of a list, whose place it returns; NULL without memory. */
+static void *grow(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f, size_t size)
+{
+	size_t *n = quantifier(msg, f);
+	void **list = member(msg, f);
+	uint8_t *grown = realloc_array(*list, *n + 1, size);
+	if (grown) {
+		*list = grown;
+	}
+	return grown ? grown + *n * size : NULL;
+}
+
 static int append(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f, const char *text,
 	enum spec_form form, const char *path, struct errmsg *err)
 {
 	size_t *n = quantifier(msg, f);
-	ProtobufCBinaryData **items = member(msg, f), *grown, item;
-	int r = set_bytes(&item, text, form, path, err);
+	int r;
+	if (f->type == PROTOBUF_C_TYPE_UINT32) {
+		uint32_t v;
+		r = set_unsigned(&v, f, text, form, path, err);
+		uint32_t *at = r == 0 ? grow(msg, f, sizeof(v)) : NULL;
+		if (at) {
+			*at = v;
+			(*n)++;
+		}
+		return r == 0 && !at ? -ENOMEM : r;
+	}
+	ProtobufCBinaryData item;
+	r = set_text(&item, msg->descriptor, f, text, form, path, err);
 	if (r != 0) {
 		return r;
 	}
-	grown = realloc_array(*items, *n + 1, sizeof(*grown));
-	if (!grown) {
+	ProtobufCBinaryData *at = grow(msg, f, sizeof(item));
+	if (!at) {
 		free(item.data);
 		return -ENOMEM;
 	}
-	grown[(*n)++] = item;
-	*items = grown;
+	*at = item;
+	(*n)++;
 	return 0;
+}
+
+int spec_map_add(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f, const char *key,
+	const char *text, enum spec_form form, const char *path, struct errmsg *err)
+{
+	const ProtobufCMessageDescriptor *d = f->descriptor;
+	const ProtobufCFieldDescriptor *value = spec_field(d, "value");
+	ProtobufCMessage ***list = member(msg, f);
+	size_t *n = quantifier(msg, f);
+	if (key[0] == '\0') {
+		return errmsg_set(err, STATUS_INVALID, "'%s' has an empty key", path);
+	}
+	for (size_t i = 0; i < *n; i++) {
+		if (proto_equal(member((*list)[i], spec_field(d, "key")), key)) {
+			return errmsg_set(err, STATUS_INVALID, "'%s' has '%.64s' twice", path, key);
+		}
+	}
+	_cleanup_(proto_freep) ProtobufCMessage *entry = malloc(d->sizeof_message);
+	_cleanup_(buf_deinit) struct buf full = {0};
+	if (!entry || buf_appendf(&full, "%s.%s", path, key) < 0 || !buf_cstr(&full)) {
+		free(steal_ptr(entry));
+		return -ENOMEM;
+	}
+	protobuf_c_message_init(d, entry);
+	int r = set_bytes(member(entry, spec_field(d, "key")), key, SPEC_TEXT, path, err);
+	if (r == 0 && value->type == PROTOBUF_C_TYPE_DOUBLE) {
+		r = set_double(member(entry, value), text, form, (char *)full.data, err);
+	} else if (r == 0) {
+		r = set_unsigned(member(entry, value), value, text, form, (char *)full.data, err);
+	}
+	ProtobufCMessage **at = r == 0 ? grow(msg, f, sizeof(*at)) : NULL;
+	if (!at) {
+		return r != 0 ? r : -ENOMEM;
+	}
+	*at = steal_ptr(entry);
+	(*n)++;
+	return 0;
+}
+
+/* A word where a mapping belongs. */
+static int not_settings(const ProtobufCFieldDescriptor *f, const char *path, struct errmsg *err)
+{
+	const ProtobufCMessageDescriptor *d = f->descriptor;
+	if (d->n_fields == 0) {
+		return errmsg_set(err, STATUS_INVALID, "'%s' has no settings; leave it out", path);
+	}
+	if (jobspec_is_map(f)) {
+		return errmsg_set(err, STATUS_INVALID, "'%s' is a mapping, as in {q_proj: 8}", path);
+	}
+	return errmsg_set(err, STATUS_INVALID, "'%s' holds settings of its own, as in %s: {%s: …}",
+		path, path, d->fields[0].name);
 }
 
 int spec_set(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f, const char *text,
@@ -299,16 +424,15 @@ int spec_set(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f, const cha
 	}
 	int r;
 	ProtobufCBinaryData bytes;
+	if (f->type == PROTOBUF_C_TYPE_MESSAGE) {
+		return not_settings(f, path, err);
+	}
+	if (f->label == PROTOBUF_C_LABEL_REPEATED) {
+		return append(msg, f, text, form, path, err);
+	}
 	switch (f->type) {
-	case PROTOBUF_C_TYPE_MESSAGE:
-		return errmsg_set(err, STATUS_INVALID, "'%s' holds settings of its own, as in %s: {%s: …}",
-			path, path, ((const ProtobufCMessageDescriptor *)f->descriptor)->fields[0].name);
 	case PROTOBUF_C_TYPE_BYTES:
-		r = check_choice(msg->descriptor, f, text, path, err);
-		if (r != 0 || f->label == PROTOBUF_C_LABEL_REPEATED) {
-			return r != 0 ? r : append(msg, f, text, form, path, err);
-		}
-		r = set_bytes(&bytes, text, form, path, err);
+		r = set_text(&bytes, msg->descriptor, f, text, form, path, err);
 		if (r == 0) {
 			free_bytes(member(msg, f), f);
 			*(ProtobufCBinaryData *)member(msg, f) = bytes;
@@ -402,6 +526,13 @@ static char *trim(char *s)
 	return s;
 }
 
+int spec_check_empty(const char *path, struct errmsg *err)
+{
+	return strcmp(path, "lora.target_modules") != 0 ? 0
+		: errmsg_set(err, STATUS_INVALID, "'%s' is an empty list, which would train nothing; name "
+			"modules, or leave it out for all linear layers", path);
+}
+
 static int assign_list(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f, char *text,
 	const char *path, struct errmsg *err)
 {
@@ -415,7 +546,7 @@ static int assign_list(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f,
 		return 0;
 	}
 	if (*text == '\0') {
-		return 0;
+		return spec_check_empty(path, err);
 	}
 	char *save = NULL;
 	for (char *item = strtok_r(text, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
@@ -429,6 +560,54 @@ static int assign_list(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f,
 		}
 	}
 	return 0;
+}
+
+/* "{q_proj: 8, v_proj: 4}"; the colon before an item's number is its last. */
+static int assign_map(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f, char *text,
+	const char *path, struct errmsg *err)
+{
+	text = trim(text);
+	size_t n = strlen(text);
+	spec_clear(msg, f);
+	if (spec_form(text) == SPEC_NULL) {
+		return 0;
+	}
+	if (n < 2 || text[0] != '{' || text[n - 1] != '}') {
+		return not_settings(f, path, err);
+	}
+	text[n - 1] = '\0';
+	text = trim(text + 1);
+	char *save = NULL;
+	for (char *item = strtok_r(text, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
+		char *colon = strrchr(item, ':');
+		if (!colon) {
+			return not_settings(f, path, err);
+		}
+		*colon = '\0';
+		int r = spec_map_add(msg, f, trim(item), trim(colon + 1), SPEC_ANY, path, err);
+		if (r != 0) {
+			return r;
+		}
+	}
+	return 0;
+}
+
+/* "rank_pattern.KEY=8": all that follows the map's name is the key, dots and all. */
+static int assign_entry(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f, const char *key,
+	const char *value, const char *path, struct errmsg *err)
+{
+	const ProtobufCMessageDescriptor *d = f->descriptor;
+	ProtobufCMessage **list = *(ProtobufCMessage ***)member(msg, f);
+	size_t *n = quantifier(msg, f);
+	for (size_t i = 0; i < *n; i++) {
+		if (proto_equal(member(list[i], spec_field(d, "key")), key)) {
+			proto_free(list[i]);
+			memmove(&list[i], &list[i + 1], (--*n - i) * sizeof(*list));
+			break;
+		}
+	}
+	return spec_form(value) == SPEC_NULL ? 0
+		: spec_map_add(msg, f, key, value, SPEC_ANY, path, err);
 }
 
 int spec_assign(Peftd__V1__JobSpec *spec, const char *assignment, struct errmsg *err)
@@ -462,6 +641,9 @@ int spec_assign(Peftd__V1__JobSpec *spec, const char *assignment, struct errmsg 
 		if (f->type != PROTOBUF_C_TYPE_MESSAGE) {
 			return errmsg_set(err, STATUS_INVALID, "'%s' has no settings below it", path);
 		}
+		if (jobspec_is_map(f)) {
+			return assign_entry(msg, f, dot + 1, value, path, err);
+		}
 		*dot = '.';
 		key = dot + 1;
 		msg = spec_section(msg, f);
@@ -469,77 +651,7 @@ int spec_assign(Peftd__V1__JobSpec *spec, const char *assignment, struct errmsg 
 			return -ENOMEM;
 		}
 	}
-	return f->label == PROTOBUF_C_LABEL_REPEATED ? assign_list(msg, f, value, path, err)
+	return jobspec_is_map(f) ? assign_map(msg, f, value, path, err)
+		: f->label == PROTOBUF_C_LABEL_REPEATED ? assign_list(msg, f, value, path, err)
 		: spec_set(msg, f, value, SPEC_ANY, path, err);
-}
-
-/* ---- defaults ---------------------------------------------------------------------------- */
-
-static int fill_field(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f)
-{
-	protobuf_c_boolean *has = quantifier(msg, f);
-	if (*has || !f->default_value) {
-		return 0;
-	}
-	if (f->type == PROTOBUF_C_TYPE_BYTES) {
-		const ProtobufCBinaryData *fallback = f->default_value;
-		char *copy = strndup((const char *)fallback->data, fallback->len);
-		if (!copy) {
-			return -ENOMEM;
-		}
-		free_bytes(member(msg, f), f);
-		*(ProtobufCBinaryData *)member(msg, f) =
-			(ProtobufCBinaryData){fallback->len, (uint8_t *)copy};
-	} else {
-		size_t size = f->type == PROTOBUF_C_TYPE_UINT32 ? 4 : f->type == PROTOBUF_C_TYPE_BOOL ?
-			sizeof(protobuf_c_boolean) : 8;
-		memcpy(member(msg, f), f->default_value, size);
-	}
-	*has = 1;
-	return 0;
-}
-
-static int fill_message(ProtobufCMessage *msg)
-{
-	for (unsigned i = 0; i < msg->descriptor->n_fields; i++) {
-		const ProtobufCFieldDescriptor *f = &msg->descriptor->fields[i];
-		bool scalar = f->label != PROTOBUF_C_LABEL_REPEATED && f->type != PROTOBUF_C_TYPE_MESSAGE;
-		int r = scalar ? fill_field(msg, f) : 0;
-		if (r < 0) {
-			return r;
-		}
-	}
-	return 0;
-}
-
-int spec_fill_defaults(Peftd__V1__JobSpec *spec)
-{
-	int r = fill_message(&spec->base);
-	for (unsigned i = 0; i < spec->base.descriptor->n_fields && r == 0; i++) {
-		const ProtobufCFieldDescriptor *f = &spec->base.descriptor->fields[i];
-		if (f->type != PROTOBUF_C_TYPE_MESSAGE) {
-			continue;
-		}
-		/* Of the sections that belong to one method each, only the method's own. */
-		ProtobufCMessage **sub = member(&spec->base, f);
-		bool wanted = *sub || strcmp(f->name, "train") == 0 || proto_equal(&spec->method, f->name);
-		if (wanted) {
-			ProtobufCMessage *section = spec_section(&spec->base, f);
-			r = section ? fill_message(section) : -ENOMEM;
-		}
-	}
-	if (r < 0) {
-		return r;
-	}
-	/* Two defaults that job.proto can only tell in words. */
-	Peftd__V1__TrainSpec *train = spec->train;
-	if (!train->has_max_steps && !train->has_num_train_epochs) {
-		train->has_num_train_epochs = true;
-		train->num_train_epochs = 1;
-	}
-	if (spec->lora && spec->lora->n_target_modules == 0) {
-		r = append(&spec->lora->base, spec_field(spec->lora->base.descriptor, "target_modules"),
-			"all-linear", SPEC_TEXT, "lora.target_modules", NULL);
-	}
-	return r;
 }

@@ -31,6 +31,10 @@ Peftd__V1__JobSpec *spec_new(void);
 /* A field by its name; NULL. */
 const ProtobufCFieldDescriptor *spec_field(const ProtobufCMessageDescriptor *d, const char *name);
 
+/* Is an empty list at `path` what it seems? Elsewhere it is the default; of LoRA's targets the default
+ * is all of them, and on the wire nobody can tell. STATUS_INVALID. */
+int spec_check_empty(const char *path, struct errmsg *err);
+
 /*
  * The complaint about a key that `d` does not have: "unknown key 'train.max_step'; did you mean
  * 'max_steps'? known keys: …". `path` is what stands before the key, dot included, or "".
@@ -49,13 +53,15 @@ ProtobufCMessage *spec_section(ProtobufCMessage *msg, const ProtobufCFieldDescri
 int spec_set(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f, const char *text,
 	enum spec_form form, const char *path, struct errmsg *err);
 
+/* Adds an entry to a map (jobspec_is_map() of proto/jobspec.h). STATUS_INVALID, also for a key that
+ * is there; -ENOMEM. */
+int spec_map_add(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f, const char *key,
+	const char *text, enum spec_form form, const char *path, struct errmsg *err);
+
 /* Unsets a field. */
 void spec_clear(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f);
 
-/* Sets "train.learning_rate=1e-4" as from the command line; lists are "[a, b]" or "a,b".
+/* Sets "train.learning_rate=1e-4" as from the command line; lists are "[a, b]" or "a,b", maps are
+ * "{a: 1, b: 2}", and "lora.rank_pattern.KEY=8" sets one entry, whose key may have dots.
  * STATUS_INVALID; -ENOMEM. */
 int spec_assign(Peftd__V1__JobSpec *spec, const char *assignment, struct errmsg *err);
-
-/* Gives every field that is unset and has a default its default, so that what is sent is what runs.
- * -ENOMEM. */
-int spec_fill_defaults(Peftd__V1__JobSpec *spec);

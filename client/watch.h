@@ -32,7 +32,11 @@ int event_stream(struct client *c, const struct event_stream_options *o,
 /* `watch`: shows a job until it ends; the exit status tells how. */
 int watch_job(struct ctl *ctl, uint64_t job, uint64_t after);
 
+/* The jobs of a sweep, one after the other. Fails when one of them did. */
+int watch_sweep(struct ctl *ctl, uint64_t sweep);
+
 /* One event as a line: JSON with --json, otherwise words. 0 or -ENOMEM. */
 struct jsonw;
-int watch_event_json(struct jsonw *j, const Peftd__V1__Event *e);
+/* job 0: of which job the event is goes without saying. */
+int watch_event_json(struct jsonw *j, uint64_t job, const Peftd__V1__Event *e);
 int watch_event_words(struct buf *b, const Peftd__V1__Event *e, uint64_t steps);

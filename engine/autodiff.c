@@ -47,7 +47,9 @@ void autodiff_add(struct autodiff *ad, int t, int grad)
 	struct node n = graph_node_init(&op_add);
 	n.in[0] = before;
 	n.in[1] = grad;
-	n.out[0] = graph_tensor(g, g->dtype, ROWS_TOKENS, g->tensors[t].cols, RECOMPUTE_NEVER);
+	struct tensor like = g->tensors[t];
+	n.out[0] = graph_tensor(g, like.dtype, like.rows, like.cols, RECOMPUTE_NEVER);
+	g->tensors[n.out[0]].n_rows = like.n_rows;
 	graph_append(g, &n, false);
 	ad->grad[t] = n.out[0];
 }
@@ -74,6 +76,7 @@ int autodiff_use(struct autodiff *ad, int t)
 		if (copy.out[i] != NONE) {
 			struct tensor o = g->tensors[copy.out[i]];
 			copy.out[i] = graph_tensor(g, o.dtype, o.rows, o.cols, RECOMPUTE_NEVER);
+			g->tensors[copy.out[i]].n_rows = o.n_rows;
 			ad->again[original.out[i]] = copy.out[i];
 		}
 	}

@@ -24,6 +24,7 @@ struct base_model {
 	struct model_config config;
 	enum dtype dtype;
 	bool trains;
+	const struct model_files *files; /* borrowed */
 	char *path;
 	struct weight *weights; /* what the slots hold */
 	struct slot *slots;
@@ -186,6 +187,7 @@ int base_model_load(struct base_model **ret, const struct model_files *files, st
 		return r;
 	}
 	m->backend = b;
+	m->files = files;
 	m->config = *model_files_config(files);
 	m->dtype = dtype;
 	m->trains = train;
@@ -240,6 +242,17 @@ struct backend *base_model_backend(const struct base_model *m)
 const struct model_config *base_model_config(const struct base_model *m)
 {
 	return &m->config;
+}
+
+const struct model_files *base_model_files(const struct base_model *m)
+{
+	return m->files;
+}
+
+int base_read(const struct base_model *m, const char *module, const char *tensor, int64_t rows,
+	int64_t cols, float *out, struct errmsg *err)
+{
+	return read_tensor(m->files, module, tensor, rows, cols, out, err);
 }
 
 const char *base_model_path(const struct base_model *m)

@@ -7,6 +7,7 @@ struct base_model;
 
 struct backend *base_model_backend(const struct base_model *m);
 const struct model_config *base_model_config(const struct base_model *m);
+const struct model_files *base_model_files(const struct base_model *m);
 const char *base_model_path(const struct base_model *m);
 enum dtype base_model_dtype(const struct base_model *m);
 bool base_model_trains(const struct base_model *m); /* has the copies for backward passes */
@@ -19,3 +20,8 @@ struct mat base_mat(const struct base_model *m, int slot);
 
 /* Do the graph's slots equal those the weights were loaded for? */
 bool base_model_matches(const struct base_model *m, const struct graph *g);
+
+/* Values of a module's "weight" or "bias" as the files have them: f32, host memory, out[rows·cols].
+ * STATUS_INVALID where there is no such tensor of this shape. */
+int base_read(const struct base_model *m, const char *module, const char *tensor, int64_t rows,
+	int64_t cols, float *out, struct errmsg *err);

@@ -27,6 +27,7 @@ struct base_model;
 /* Device memory it takes, from shapes alone. `train`: with the copies that backward passes need. */
 uint64_t base_model_bytes(const struct model_files *files, struct backend *b, enum dtype dtype,
 	bool train);
+/* `files` are borrowed and must outlive it: what is trained in full starts from them. */
 int base_model_load(struct base_model **ret, const struct model_files *files, struct backend *b,
 	enum dtype dtype, bool train, struct errmsg *err);
 void base_model_free(struct base_model *m);
@@ -49,13 +50,9 @@ struct train_config {
 	int64_t microbatch_tokens; /* 0: chosen by the plan */
 };
 
-/* "lora" now; a later method adds its configuration here and a file in engine/peft/. */
-struct method_config {
-	const char *method;
-	struct lora_config lora; /* target_modules {"all-linear"} allowed: the plan resolves it */
-};
-
-/* Checks every value by itself, before any file is read (r = 0, a learning rate that is no number,
+/* struct method_config is in engine/peft/config.h.
+ *
+ * Checks every value by itself, before any file is read (r = 0, a learning rate that is no number,
  * …); names fields as the job file does. */
 int train_config_check(const struct train_config *c, const struct method_config *m,
 	struct errmsg *err);
@@ -73,19 +70,26 @@ struct memory_plan {
 	uint64_t trainable_parameters, total_parameters;
 	int64_t microbatch_tokens;
 	double flops_per_token;
+	/* What the method adds to a forward pass of the bare base, unmerged: FLOPs, and bytes of its
+	 * parameters that a token reads. Less than 0 never. */
+	double inference_flops_per_token;
+	uint64_t inference_bytes_per_token;
+	bool mergeable; /* into weights of the base's shape */
 	int recompute; /* 0: norms and the SwiGLU product; 1: gate and up products too; 2: whole blocks */
 };
 
 /* From config and shapes alone; no weight is read, nothing large is allocated. `longest`: tokens of
  * the longest sample, of evaluation too. memory_limit: bytes that base weights and arena may take
  * together, 0: no limit; where it is short, microbatches get smaller, then more is recomputed.
- * STATUS_WONT_FIT when no choice fits; err then holds the smallest change that would.
+ * STATUS_WONT_FIT when no choice fits: err then holds the smallest change that would, *ret the plan
+ * that takes least.
  * STATUS_INVALID: a target module that matches nothing (with the names there are), … */
 int train_plan(struct memory_plan *ret, const struct model_files *files, struct backend *b,
 	const struct train_config *c, const struct method_config *m, int64_t longest,
 	uint64_t memory_limit, struct errmsg *err);
 
-/* Steps of a run over n samples: max_steps, or ceil of epochs · ceil(n / batch_size). */
+/* Steps of a run over n samples: max_steps where that is above 0, or ceil of epochs · ceil(n /
+ * batch_size); 0 where that is no number from 1 to 2^40. */
 int64_t train_steps(uint64_t n_samples, int64_t batch_size, int64_t max_steps, double epochs);
 
 /* ---- training ------------------------------------------------------------------------------ */
@@ -121,12 +125,13 @@ struct eval_metrics {
 };
 int train_session_eval(struct train_session *s, struct eval_metrics *ret, struct errmsg *err);
 
-/* The adapter as a PEFT folder's two files, read back and compared with the live tensors. */
+/* What was trained as the two files of a folder (adapter_files() has their names), read back and
+ * compared with the live tensors. */
 int train_session_export(struct train_session *s, struct buf *config_json, struct buf *weights,
 	struct errmsg *err);
 
-/* The rest of the state (optimizer, counters, fingerprint), as safetensors; with the exported weights
- * it is all that resuming needs. */
+/* The rest of the state (optimizer, counters, fingerprint, and parameters that an export does not
+ * hold), as safetensors; with the exported folder it is all that resuming needs. */
 int train_session_save(struct train_session *s, struct buf *state, struct errmsg *err);
 /* Bytes that both take together, at most; as memory_plan.checkpoint. */
 uint64_t train_session_checkpoint_bytes(const struct train_session *s);

@@ -74,7 +74,11 @@ int graph_weight(struct graph *g, const struct weight *w)
 	if (!grow(g, (void **)&g->weights, g->n_weights, &g->cap_weights, sizeof(*g->weights))) {
 		return 0;
 	}
-	g->weights[g->n_weights] = *w;
+	struct weight *slot = &g->weights[g->n_weights];
+	*slot = *w;
+	for (int i = 0; i < LINEAR_PARTS; i++) {
+		slot->parts[i].param = slot->parts[i].bias_param = NONE;
+	}
 	return g->n_weights++;
 }
 
@@ -84,10 +88,60 @@ int graph_param(struct graph *g, int64_t rows, int64_t cols)
 		return 0;
 	}
 	g->params[g->n_params] = (struct param){.rows = rows, .cols = cols,
-		.offset = g->param_elements};
+		.offset = g->param_elements, .lr_scale = 1};
 	/* 32 elements: 64 bytes in bf16, too. */
 	g->param_elements += align_up((size_t)(rows * cols), 32);
 	return g->n_params++;
+}
+
+size_t graph_constant(struct graph *g, size_t n)
+{
+	size_t at = g->constants;
+	g->constants += align_up(n, 16);
+	return at;
+}
+
+int graph_train_weight(struct graph *g, int slot, int part)
+{
+	int p = graph_param(g, g->weights[slot].parts[part].rows, g->weights[slot].cols);
+	g->params[p].of_base = true;
+	g->weights[slot].parts[part].param = p;
+	return p;
+}
+
+int graph_train_bias(struct graph *g, int slot, int part)
+{
+	int p = graph_param(g, 1, g->weights[slot].parts[part].rows);
+	g->params[p].of_base = g->weights[slot].bias;
+	g->weights[slot].parts[part].bias_param = p;
+	return p;
+}
+
+void graph_train_as(struct graph *g, int slot, int part, int param)
+{
+	g->weights[slot].parts[part].param = param;
+}
+
+bool graph_find_module(const struct graph *g, const char *module, int *ret_slot, int *ret_part)
+{
+	for (int i = 0; i < g->n_weights; i++) {
+		for (int k = 0; k < g->weights[i].n_parts; k++) {
+			if (strcmp(g->weights[i].parts[k].module, module) == 0) {
+				*ret_slot = i;
+				*ret_part = k;
+				return true;
+			}
+		}
+	}
+	return false;
+}
+
+int graph_tensor_fixed(struct graph *g, enum dtype dtype, int64_t rows, int64_t cols,
+	enum recompute recompute)
+{
+	int t = graph_tensor(g, dtype, ROWS_FIXED, cols, recompute);
+	g->tensors[t].n_rows = rows;
+	return t;
 }
 
 int graph_tensor(struct graph *g, enum dtype dtype, enum tensor_rows rows, int64_t cols,
@@ -114,6 +168,9 @@ struct node graph_node_init(const struct op *op)
 	}
 	for (int i = 0; i < NODE_OUTPUTS; i++) {
 		n.out[i] = NONE;
+	}
+	for (int i = 0; i < NODE_PARAMS; i++) {
+		n.param[i] = NONE;
 	}
 	n.low_rank.a = NONE;
 	return n;
@@ -147,6 +204,9 @@ size_t tensor_bytes(const struct graph *g, int t)
 		break;
 	case ROWS_ONE:
 		bytes = (size_t)x->cols * dtype_size(x->dtype);
+		break;
+	case ROWS_FIXED:
+		bytes = (size_t)x->n_rows * (size_t)x->cols * dtype_size(x->dtype);
 		break;
 	case ROWS_BYTES:
 		bytes = (size_t)x->cols;

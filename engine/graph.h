@@ -24,8 +24,9 @@
 enum {
 	NONE = -1,        /* no tensor, slot or parameter */
 	LINEAR_PARTS = 4, /* modules that share one input and one product: q, k, v */
-	NODE_INPUTS = 5,
+	NODE_INPUTS = 6,
 	NODE_OUTPUTS = 3,
+	NODE_PARAMS = 6,
 	MODULE_NAME_MAX = 128,
 };
 
@@ -37,28 +38,37 @@ enum weight_kind {
 	WEIGHT_TABLE,  /* table[rows, cols], activation dtype */
 };
 
-/* A frozen weight the model asks for. A linear slot holds the rows of one module after the
- * other. */
+/* A weight the model asks for, frozen unless a part of it has a parameter. A linear slot holds the
+ * rows of one module after the other. */
 struct weight {
 	enum weight_kind kind;
 	int n_parts;
 	struct {
 		char module[MODULE_NAME_MAX]; /* Hugging Face's name, without ".weight" */
 		int64_t rows;
+		/* What takes the place of the base's values, or NONE; see graph_train_weight(). */
+		int param, bias_param;
 	} parts[LINEAR_PARTS];
 	int64_t rows, cols;
 	bool bias;
 	bool adaptable; /* a PEFT method may target its modules: all linears but the head */
+	bool head;
 	const char *stored_as; /* module whose tensor it is, where tied to another; else NULL */
 };
 
-/* ---- parameters of a PEFT method ----------------------------------------------------------- */
+/* ---- trained parameters -------------------------------------------------------------------- */
 
 /* A matrix in the flat f32 buffer of masters, at `offset` elements (64-byte aligned), and at the
  * same offset in gradients, moments and the copy that products use. */
 struct param {
 	int64_t rows, cols;
 	size_t offset;
+	/* Set by a method after graph_param(): what the learning rate is multiplied by (1), or the learning
+	 * rate that counts in the place of the job's (0: none); no weight decay. */
+	float lr_scale;
+	double learning_rate;
+	bool no_decay;
+	bool of_base;   /* in the place of values that the base has too */
 };
 
 /* ---- tensors and nodes --------------------------------------------------------------------- */
@@ -78,12 +88,14 @@ enum recompute {
 enum tensor_rows {
 	ROWS_TOKENS,
 	ROWS_ONE,
+	ROWS_FIXED, /* `n_rows`, however many tokens there are */
 	ROWS_BYTES, /* workspace: `cols` is its size in bytes */
 };
 
 struct tensor {
 	enum dtype dtype;
 	enum tensor_rows rows;
+	int64_t n_rows; /* of ROWS_FIXED */
 	int64_t cols;
 	int producer; /* node */
 	enum recompute recompute;
@@ -114,9 +126,12 @@ struct node {
 	int weight;             /* slot, or NONE */
 	int site;               /* dropout: which; cached attention: layer */
 	bool inverse;           /* rope */
-	float p;                /* dropout */
+	float p;                /* dropout; or a factor */
 	int64_t n_heads;        /* rope */
 	struct low_rank low_rank;
+	/* Of operations that methods bring along. */
+	int param[NODE_PARAMS]; /* or NONE */
+	int64_t arg[2];
 };
 
 enum graph_purpose {
@@ -132,6 +147,9 @@ struct graph {
 	enum dtype dtype;
 	int64_t tokens, max_seqs; /* the budget of a microbatch */
 	bool trainable;           /* parameters get gradients */
+	/* By the method: rows that come before every sequence (their ids are -1, -2, …), and the
+	 * position of the first row that is no such row. */
+	int64_t virtual_tokens, position_offset;
 	int64_t context;          /* rows of the key/value cache; of no meaning in training */
 
 	/* Set by a model while it builds: the level of what it adds next. */
@@ -147,6 +165,7 @@ struct graph {
 	int n_sites;  /* dropout */
 	int n_caches; /* attention layers with a key/value cache */
 	size_t param_elements; /* of the flat buffers, padding included */
+	size_t constants;      /* f32 values of graph_constant() */
 	int error;         /* 0 or -ENOMEM */
 };
 
@@ -159,7 +178,21 @@ void graph_free(struct graph *g);
 /* Adds a slot and returns it. The rows and modules of a linear weight are those of `w`. */
 int graph_weight(struct graph *g, const struct weight *w);
 int graph_param(struct graph *g, int64_t rows, int64_t cols);
+/* Between graph_weight() and the first node that uses the slot: a parameter takes the place of this
+ * part's matrix (vector, table), or of its bias, which the base need not have. Returns it. */
+int graph_train_weight(struct graph *g, int slot, int part);
+int graph_train_bias(struct graph *g, int slot, int part);
+/* The same with the parameter of another slot that has the same tensor (tied embeddings). */
+void graph_train_as(struct graph *g, int slot, int part, int param);
+/* Room for n f32 values that the method computes from the base before the first run (its hook
+ * `constants`). Returns the place of the first. */
+size_t graph_constant(struct graph *g, size_t n);
+/* The slot and part of a module; false where there is none. */
+bool graph_find_module(const struct graph *g, const char *module, int *ret_slot, int *ret_part);
 int graph_tensor(struct graph *g, enum dtype dtype, enum tensor_rows rows, int64_t cols,
+	enum recompute recompute);
+/* ROWS_FIXED. */
+int graph_tensor_fixed(struct graph *g, enum dtype dtype, int64_t rows, int64_t cols,
 	enum recompute recompute);
 struct node graph_node_init(const struct op *op);
 /* Appends the node: sets its outputs' producer and, from inputs and `trains`, whether they need a
@@ -178,14 +211,23 @@ int graph_linear(struct graph *g, int x, int weight);
 /* y with low-rank updates from x; see struct low_rank. */
 int graph_low_rank(struct graph *g, int y, int x, const struct low_rank *l);
 int graph_dropout(struct graph *g, int x, float p);
+/* DoRA on u, the output of a slot with the low-rank update `l` added: m[i], a parameter [1, cols], for
+ * part i of l; w_squares: constants, the squared norm of each row of the slot's matrix. */
+int graph_dora(struct graph *g, int u, int weight, const struct low_rank *l,
+	const int m[LINEAR_PARTS], size_t w_squares);
+/* As graph_low_rank(), with constants for factors: A at `a`, the B of part i at l->parts[i].b. */
+int graph_fixed_low_rank(struct graph *g, int y, int x, size_t a, const struct low_rank *l);
+/* x + scale · A[:, ids]ᵀ·Bᵀ with A[r, vocabulary], B[hidden, r]. */
+int graph_embedding_low_rank(struct graph *g, int x, int a, int b, float scale);
 /* Rotates the first n_heads heads of x. */
 int graph_rope(struct graph *g, int x, int64_t n_heads);
 /* qkv[T, (heads + 2·kv_heads)·head_dim] → o[T, heads·head_dim]; causal. */
 int graph_attention(struct graph *g, int qkv);
 /* gate_up[T,2·I] → h[T,I]. */
 int graph_swiglu(struct graph *g, int gate_up);
-/* Loss against the targets (GRAPH_TRAIN), or logits[1,V] of the last row (GRAPH_GENERATE). */
-void graph_head(struct graph *g, int x, int weight);
+/* Loss against the targets (GRAPH_TRAIN), or logits[1,V] of the last row (GRAPH_GENERATE). `l` (or
+ * NULL): a low-rank update of one part. */
+void graph_head(struct graph *g, int x, int weight, const struct low_rank *l);
 
 /* ---- differentiation ----------------------------------------------------------------------- */
 
@@ -243,6 +285,7 @@ struct run {
 	uint8_t *region;
 	void *params;         /* flat, activation dtype */
 	float *grads;         /* flat; NULL without backward pass */
+	const float *constants;
 	const int32_t *ids, *positions, *targets; /* [rows] */
 	const float *cos_sin; /* [max positions, head_dim] */
 	double *loss_sum;
@@ -259,10 +302,12 @@ struct run {
 
 /* Makes every product ready, so that running allocates nothing. */
 int run_prepare(struct run *r, struct errmsg *err);
+/* The biases of all parts of a slot, trained or not, into out[1, rows]; 0 where a part has none. */
+void run_bias(struct run *r, int weight, struct mat out);
 void run_nodes(struct run *r, int first, int end);
 
 struct mat run_mat(const struct run *r, int t); /* data NULL for NONE */
-struct mat run_param(const struct run *r, int p);
+struct mat run_param(const struct run *r, int p); /* data NULL for NONE, here and below */
 struct mat run_grad(const struct run *r, int p); /* f32 */
 
 /* What a kind of node is. */
@@ -281,7 +326,9 @@ struct op {
 	uint8_t inplace[NODE_OUTPUTS];
 };
 
-extern const struct op op_embedding, op_rmsnorm, op_rmsnorm_backward, op_linear, op_linear_backward,
+extern const struct op op_embedding, op_embedding_backward, op_rmsnorm, op_rmsnorm_backward,
+	op_linear, op_linear_backward,
 	op_low_rank, op_low_rank_backward, op_dropout, op_dropout_backward, op_rope, op_attention,
 	op_attention_backward, op_attention_cached, op_swiglu, op_swiglu_backward, op_add, op_lm_loss,
-	op_logits;
+	op_logits, op_dora_norms, op_dora, op_dora_backward, op_embedding_low_rank,
+	op_embedding_low_rank_backward, op_fixed_low_rank, op_fixed_low_rank_backward;

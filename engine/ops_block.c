@@ -4,6 +4,7 @@
 
 #include "engine/base.h"
 #include "engine/graph.h"
+#include "engine/ops_peft.h"
 #include "util/util.h"
 
 static int act(struct graph *g, int64_t cols, enum recompute recompute)
@@ -24,7 +25,11 @@ struct normed graph_rmsnorm(struct graph *g, int x, int delta, int weight)
 	n.out[0] = act(g, d, RECOMPUTE_CHEAP);
 	n.out[1] = delta != NONE ? act(g, d, g->region) : NONE;
 	n.out[2] = graph_tensor(g, DTYPE_F32, ROWS_TOKENS, 1, RECOMPUTE_NEVER);
-	graph_append(g, &n, false);
+	graph_append(g, &n, g->trainable && g->weights[weight].parts[0].param != NONE);
+	if (n.out[1] != NONE) {
+		/* The weight lies upstream of the norm, not of the sum. */
+		g->tensors[n.out[1]].needs_grad = g->tensors[x].needs_grad || g->tensors[delta].needs_grad;
+	}
 	return (struct normed){n.out[0], delta != NONE ? n.out[1] : x};
 }
 
@@ -46,7 +51,8 @@ static void rmsnorm_differentiate(struct autodiff *ad, const struct node *n)
 	int dy = autodiff_grad(ad, n->out[0]);
 	int dsum = n->out[1] != NONE ? autodiff_grad(ad, sum) : NONE;
 	int dx = dsum;
-	if (!autodiff_needs(ad, n->in[0]) && !autodiff_needs(ad, n->in[1])) {
+	bool needs_dx = autodiff_needs(ad, n->in[0]) || autodiff_needs(ad, n->in[1]);
+	if (!needs_dx && g->weights[n->weight].parts[0].param == NONE) {
 		return;
 	}
 	if (dy != NONE) {
@@ -61,23 +67,29 @@ static void rmsnorm_differentiate(struct autodiff *ad, const struct node *n)
 		b.out[0] = act(g, g->tensors[sum].cols, RECOMPUTE_NEVER);
 		graph_append(g, &b, false);
 		dx = b.out[0];
-		if (n->out[1] == NONE) {
+		if (n->out[1] == NONE && needs_dx) {
 			autodiff_set(ad, n->in[0], dx);
 			return;
 		}
 	}
-	for (int i = 0; i < 2 && dx != NONE && n->out[1] != NONE; i++) {
+	for (int i = 0; needs_dx && i < 2 && dx != NONE && n->out[1] != NONE; i++) {
 		if (autodiff_needs(ad, n->in[i])) {
 			autodiff_add(ad, n->in[i], dx);
 		}
 	}
 }
 
+static const void *norm_weight(const struct run *r, const struct node *n)
+{
+	int param = r->g->weights[n->weight].parts[0].param;
+	return param != NONE ? run_param(r, param).data : base_mat(r->base, n->weight).data;
+}
+
 static void rmsnorm_run(struct run *r, const struct node *n)
 {
 	rmsnorm_forward(r->backend, run_mat(r, n->out[0]), run_mat(r, n->out[1]),
 		run_mat(r, n->out[2]).data, run_mat(r, n->in[0]), run_mat(r, n->in[1]),
-		base_mat(r->base, n->weight).data, (float)r->g->config.rms_norm_eps);
+		norm_weight(r, n), (float)r->g->config.rms_norm_eps);
 }
 
 const struct op op_rmsnorm = {
@@ -89,9 +101,10 @@ const struct op op_rmsnorm = {
 
 static void rmsnorm_backward_run(struct run *r, const struct node *n)
 {
-	rmsnorm_backward(r->backend, run_mat(r, n->out[0]), NULL, run_mat(r, n->in[0]),
-		run_mat(r, n->in[1]), run_mat(r, n->in[2]), run_mat(r, n->in[3]).data,
-		base_mat(r->base, n->weight).data);
+	int param = r->g->weights[n->weight].parts[0].param;
+	float *dw = r->grads && param != NONE ? run_grad(r, param).data : NULL;
+	rmsnorm_backward(r->backend, run_mat(r, n->out[0]), dw, run_mat(r, n->in[0]),
+		run_mat(r, n->in[1]), run_mat(r, n->in[2]), run_mat(r, n->in[3]).data, norm_weight(r, n));
 }
 
 const struct op op_rmsnorm_backward = {
@@ -181,22 +194,52 @@ static int attention_scratch(struct graph *g)
 	return graph_tensor(g, DTYPE_F32, ROWS_BYTES, (int64_t)bytes, RECOMPUTE_NEVER);
 }
 
-/* in: qkv. out: o, lse (where a backward pass follows), workspace. */
-int graph_attention(struct graph *g, int qkv)
+/* in: qkv, prefix (or none; arg[0] is the layer whose columns it is). out: o, lse (where a backward
+ * pass follows), workspace. */
+int graph_attention_prefix(struct graph *g, int qkv, int prefix, int64_t layer)
 {
 	const struct model_config *c = &g->config;
 	bool cached = g->purpose == GRAPH_GENERATE;
 	struct node n = graph_node_init(cached ? &op_attention_cached : &op_attention);
 	n.in[0] = qkv;
+	n.in[1] = prefix;
+	n.arg[0] = layer;
 	n.out[0] = act(g, c->num_attention_heads * c->head_dim, g->region);
 	if (cached) {
 		n.site = g->n_caches++;
-	} else if (g->tensors[qkv].needs_grad) {
+	} else if (g->tensors[qkv].needs_grad || (prefix != NONE && g->tensors[prefix].needs_grad)) {
 		n.out[1] = graph_tensor(g, DTYPE_F32, ROWS_TOKENS, c->num_attention_heads, g->region);
 	}
 	n.out[2] = attention_scratch(g);
 	graph_append(g, &n, false);
 	return n.out[0];
+}
+
+int graph_attention(struct graph *g, int qkv)
+{
+	return graph_attention_prefix(g, qkv, NONE, 0);
+}
+
+/* A layer's keys (which 0) or values (1) of a prefix[n, layers · 2 · kv]. */
+static struct mat prefix_part(const struct run *r, const struct node *n, struct mat prefix,
+	int64_t which)
+{
+	const struct model_config *c = &r->g->config;
+	int64_t kv = c->num_key_value_heads * c->head_dim;
+	prefix.data = (uint8_t *)prefix.data +
+		(size_t)((2 * n->arg[0] + which) * kv) * dtype_size(prefix.dtype);
+	prefix.cols = kv;
+	return prefix;
+}
+
+static void set_prefix(struct attention *a, const struct run *r, const struct node *n, int prefix)
+{
+	if (prefix != NONE) {
+		struct mat m = run_mat(r, prefix);
+		a->prefix_len = m.rows;
+		a->k_prefix = prefix_part(r, n, m, 0);
+		a->v_prefix = prefix_part(r, n, m, 1);
+	}
 }
 
 static void attention_differentiate(struct autodiff *ad, const struct node *n)
@@ -211,23 +254,43 @@ static void attention_differentiate(struct autodiff *ad, const struct node *n)
 	b.in[1] = autodiff_use(ad, n->out[0]);
 	b.in[2] = autodiff_use(ad, n->out[1]);
 	b.in[3] = autodiff_use(ad, n->in[0]);
+	b.in[4] = autodiff_use(ad, n->in[1]);
+	b.arg[0] = n->arg[0];
 	b.out[0] = act(g, g->tensors[n->in[0]].cols, RECOMPUTE_NEVER);
 	b.out[1] = attention_scratch(g);
+	/* All layers add to one gradient of the prefix. */
+	bool trains_prefix = autodiff_needs(ad, n->in[1]);
+	if (trains_prefix) {
+		struct tensor p = g->tensors[n->in[1]];
+		b.in[5] = autodiff_grad(ad, n->in[1]);
+		b.out[2] = graph_tensor_fixed(g, DTYPE_F32, p.n_rows, p.cols, RECOMPUTE_NEVER);
+	}
 	graph_append(g, &b, false);
-	autodiff_add(ad, n->in[0], b.out[0]);
+	if (trains_prefix) {
+		autodiff_set(ad, n->in[1], b.out[2]);
+	}
+	if (autodiff_needs(ad, n->in[0])) {
+		autodiff_add(ad, n->in[0], b.out[0]);
+	}
 }
 
-/* Two products of S/2 keys a token on average, causal. */
-static double attention_flops(const struct graph *g, const struct node *n, int64_t seq_len)
+/* Two products of S/2 keys a token on average, causal, and of all the prefix. */
+static double attention_cost(const struct graph *g, int prefix, int64_t seq_len)
 {
 	const struct model_config *c = &g->config;
-	return 2.0 * (double)g->tokens * (double)(seq_len + 1) *
+	int64_t keys = seq_len + 1 + (prefix != NONE ? 2 * g->tensors[prefix].n_rows : 0);
+	return 2.0 * (double)g->tokens * (double)keys *
 		(double)(c->num_attention_heads * c->head_dim);
+}
+
+static double attention_flops(const struct graph *g, const struct node *n, int64_t seq_len)
+{
+	return attention_cost(g, n->in[1], seq_len);
 }
 
 static double attention_backward_flops(const struct graph *g, const struct node *n, int64_t seq_len)
 {
-	return 2.5 * attention_flops(g, n, seq_len);
+	return 2.5 * attention_cost(g, n->in[4], seq_len);
 }
 
 static struct attention attention_of_run(const struct run *r)
@@ -243,6 +306,7 @@ static void attention_run(struct run *r, const struct node *n)
 {
 	struct attention a = attention_of_run(r);
 	struct qkv s = split_qkv(&r->g->config, run_mat(r, n->in[0]));
+	set_prefix(&a, r, n, n->in[1]);
 	attention_forward(r->backend, run_mat(r, n->out[0]), run_mat(r, n->out[1]).data, s.q, s.k, s.v,
 		&a, run_mat(r, n->out[2]).data);
 }
@@ -259,6 +323,17 @@ static void attention_backward_run(struct run *r, const struct node *n)
 	struct attention a = attention_of_run(r);
 	struct qkv s = split_qkv(&r->g->config, run_mat(r, n->in[3]));
 	struct qkv d = split_qkv(&r->g->config, run_mat(r, n->out[0]));
+	set_prefix(&a, r, n, n->in[4]);
+	if (n->out[2] != NONE) {
+		struct mat dp = run_mat(r, n->out[2]);
+		if (n->in[5] == NONE) {
+			fill_zero(r->backend, dp);
+		} else if (dp.data != run_mat(r, n->in[5]).data) {
+			cast(r->backend, dp, run_mat(r, n->in[5]));
+		}
+		a.dk_prefix = prefix_part(r, n, dp, 0);
+		a.dv_prefix = prefix_part(r, n, dp, 1);
+	}
 	attention_backward(r->backend, d.q, d.k, d.v, run_mat(r, n->in[0]), run_mat(r, n->in[1]),
 		run_mat(r, n->in[2]).data, s.q, s.k, s.v, &a, run_mat(r, n->out[1]).data);
 }
@@ -267,6 +342,7 @@ const struct op op_attention_backward = {
 	.name = "attention_backward",
 	.flops = attention_backward_flops,
 	.run = attention_backward_run,
+	.inplace = {0, 0, 1u << 5},
 };
 
 /* One sequence: its new keys and values join those in the cache, all of which its queries see. */
@@ -294,6 +370,7 @@ static void attention_cached_run(struct run *r, const struct node *n)
 	a.q_start = a.k_start = &start;
 	a.q_len = &q_len;
 	a.k_len = &k_len;
+	set_prefix(&a, r, n, n->in[1]);
 	attention_forward(r->backend, run_mat(r, n->out[0]), NULL, s.q, keys, values, &a,
 		run_mat(r, n->out[2]).data);
 }

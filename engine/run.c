@@ -12,7 +12,7 @@ struct mat run_mat(const struct run *r, int t)
 	return (struct mat){
 		.data = r->region + x->offset,
 		.dtype = x->dtype,
-		.rows = x->rows == ROWS_TOKENS ? r->rows : 1,
+		.rows = x->rows == ROWS_TOKENS ? r->rows : x->rows == ROWS_FIXED ? x->n_rows : 1,
 		.cols = x->cols,
 		.stride = x->cols,
 	};
@@ -20,6 +20,9 @@ struct mat run_mat(const struct run *r, int t)
 
 struct mat run_param(const struct run *r, int p)
 {
+	if (p == NONE) {
+		return (struct mat){.dtype = r->g->dtype};
+	}
 	const struct param *x = &r->g->params[p];
 	return (struct mat){
 		.data = (uint8_t *)r->params + x->offset * dtype_size(r->g->dtype),
@@ -32,6 +35,9 @@ struct mat run_param(const struct run *r, int p)
 
 struct mat run_grad(const struct run *r, int p)
 {
+	if (p == NONE) {
+		return (struct mat){.dtype = DTYPE_F32};
+	}
 	const struct param *x = &r->g->params[p];
 	return (struct mat){
 		.data = r->grads + x->offset,

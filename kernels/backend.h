@@ -40,11 +40,17 @@ struct backend_ops {
 	void (*fill_zero)(struct backend *b, struct mat x);
 	void (*cast)(struct backend *b, struct mat dst, struct mat src);
 	void (*add)(struct backend *b, struct mat y, struct mat a, struct mat c);
+	void (*add_scaled)(struct backend *b, struct mat y, struct mat a, struct mat c, float scale);
+	void (*bias_add)(struct backend *b, struct mat y, const void *bias);
 	void (*dropout)(struct backend *b, struct mat y, struct mat x, float p, struct rng_key key,
 		bool accumulate);
 	void (*embedding_forward)(struct backend *b, struct mat y, const int32_t *ids,
 		struct mat table);
 	void (*embedding_backward)(struct backend *b, struct mat dtable, const int32_t *ids,
+		struct mat dy);
+	void (*virtual_tokens_forward)(struct backend *b, struct mat y, const int32_t *ids,
+		struct mat table);
+	void (*virtual_tokens_backward)(struct backend *b, struct mat dtable, const int32_t *ids,
 		struct mat dy);
 	void (*rmsnorm_forward)(struct backend *b, struct mat y, struct mat sum, float *rstd,
 		struct mat x, struct mat delta, const void *w, float eps);
@@ -55,6 +61,28 @@ struct backend_ops {
 	void (*swiglu_forward)(struct backend *b, struct mat h, struct mat gate, struct mat up);
 	void (*swiglu_backward)(struct backend *b, struct mat dgate, struct mat dup, struct mat dh,
 		struct mat gate, struct mat up);
+	void (*scale_columns)(struct backend *b, struct mat y, struct mat x, const void *l);
+	void (*scale_columns_backward)(struct backend *b, struct mat dx, float *dl, struct mat dy,
+		struct mat x, const void *l);
+	void (*activation_forward)(struct backend *b, struct mat y, struct mat x,
+		enum activation kind);
+	void (*activation_backward)(struct backend *b, struct mat dx, struct mat dy, struct mat x,
+		enum activation kind);
+	void (*dora_forward)(struct backend *b, struct mat y, struct mat u, const void *m,
+		const float *norms, const void *bias);
+	void (*dora_backward)(struct backend *b, struct mat du, float *dm, float *dbias,
+		struct mat dy, struct mat u, const void *m, const float *norms, const void *bias);
+	void (*embedding_columns_forward)(struct backend *b, struct mat h, const int32_t *ids,
+		struct mat a);
+	void (*embedding_columns_backward)(struct backend *b, struct mat da, const int32_t *ids,
+		struct mat dh);
+	void (*low_rank_row_norms)(struct backend *b, float *norms, const float *w_squares,
+		struct mat wa, struct mat aa, struct mat b_, float scale);
+	void (*lstm_forward)(struct backend *b, struct mat h, struct mat gates, struct mat cell,
+		struct mat xg, struct mat w, struct mat bias, bool reverse);
+	void (*lstm_backward)(struct backend *b, struct mat dxg, struct mat dw, struct mat dbias,
+		struct mat dh, struct mat h, struct mat gates, struct mat cell, struct mat w,
+		bool reverse);
 
 	size_t (*attention_workspace)(struct backend *b, const struct attention *a, int64_t max_rows,
 		int64_t max_seqs);
@@ -65,9 +93,9 @@ struct backend_ops {
 		const struct attention *a, void *workspace);
 
 	size_t (*lm_head_workspace)(struct backend *b, int64_t vocab_size, int64_t hidden_size,
-		enum dtype dtype, int64_t max_rows);
+		enum dtype dtype, int64_t max_rows, int64_t rank);
 	void (*lm_head_loss)(struct backend *b, struct mat dx, double *loss_sum, struct mat x,
-		const int32_t *targets, const struct packed_weight *w, float grad_scale,
+		const int32_t *targets, const struct lm_head *h, float grad_scale, bool loss_only,
 		void *workspace);
 
 	double (*sum_squares)(struct backend *b, const float *x, int64_t n);

@@ -4,6 +4,7 @@
 #undef NDEBUG /* a check costs nothing beside a tensor, and a missed one costs memory */
 #include <assert.h>
 #include <string.h>
+#include <strings.h>
 
 #include "kernels/backend.h"
 #include "kernels/philox.h"
@@ -279,6 +280,22 @@ void add(struct backend *b, struct mat y, struct mat a, struct mat c)
 	}
 }
 
+void add_scaled(struct backend *b, struct mat y, struct mat a, struct mat c, float scale)
+{
+	assert(mat_valid(y) && (!a.data || mat_like(a, y)) && mat_like(c, y));
+	if (!mat_empty(y)) {
+		b->ops->add_scaled(b, y, a, c, scale);
+	}
+}
+
+void bias_add(struct backend *b, struct mat y, const void *bias)
+{
+	assert(mat_valid(y) && bias);
+	if (!mat_empty(y)) {
+		b->ops->bias_add(b, y, bias);
+	}
+}
+
 void dropout(struct backend *b, struct mat y, struct mat x, float p, struct rng_key key,
 	bool accumulate)
 {
@@ -301,6 +318,23 @@ void embedding_backward(struct backend *b, struct mat dtable, const int32_t *ids
 	assert(mat_valid(dy) && mat_is(dtable, dtable.rows, dy.cols, DTYPE_F32));
 	if (!mat_empty(dy)) {
 		b->ops->embedding_backward(b, dtable, ids, dy);
+	}
+}
+
+void virtual_tokens_forward(struct backend *b, struct mat y, const int32_t *ids, struct mat table)
+{
+	assert(mat_valid(table) && mat_is(y, y.rows, table.cols, table.dtype));
+	if (!mat_empty(y)) {
+		b->ops->virtual_tokens_forward(b, y, ids, table);
+	}
+}
+
+void virtual_tokens_backward(struct backend *b, struct mat dtable, const int32_t *ids,
+	struct mat dy)
+{
+	assert(mat_valid(dy) && mat_is(dtable, dtable.rows, dy.cols, DTYPE_F32));
+	if (!mat_empty(dy)) {
+		b->ops->virtual_tokens_backward(b, dtable, ids, dy);
 	}
 }
 
@@ -351,6 +385,142 @@ void swiglu_backward(struct backend *b, struct mat dgate, struct mat dup, struct
 	}
 }
 
+void scale_columns(struct backend *b, struct mat y, struct mat x, const void *l)
+{
+	assert(mat_valid(x) && mat_like(y, x) && l);
+	if (!mat_empty(x)) {
+		b->ops->scale_columns(b, y, x, l);
+	}
+}
+
+void scale_columns_backward(struct backend *b, struct mat dx, float *dl, struct mat dy, struct mat x,
+	const void *l)
+{
+	assert(mat_valid(dy) && mat_like(x, dy) && l && (!dx.data || mat_like(dx, dy)));
+	if (!mat_empty(dy)) {
+		b->ops->scale_columns_backward(b, dx, dl, dy, x, l);
+	}
+}
+
+bool activation_from_name(const char *name, enum activation *ret)
+{
+	static const struct {
+		const char *name;
+		enum activation kind;
+	} names[] = {
+		{"relu", ACTIVATION_RELU},
+		{"gelu", ACTIVATION_GELU},
+		{"gelu_new", ACTIVATION_GELU_NEW},
+		{"gelu_pytorch_tanh", ACTIVATION_GELU_NEW},
+		{"silu", ACTIVATION_SILU},
+		{"swish", ACTIVATION_SILU},
+		{"tanh", ACTIVATION_TANH},
+		{"sigmoid", ACTIVATION_SIGMOID},
+		{"leakyrelu", ACTIVATION_LEAKY_RELU},
+		{"leaky_relu", ACTIVATION_LEAKY_RELU},
+	};
+	for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+		if (strcasecmp(name, names[i].name) == 0) {
+			*ret = names[i].kind;
+			return true;
+		}
+	}
+	return false;
+}
+
+const char *activation_name(enum activation kind)
+{
+	static const char *const names[] = {"relu", "gelu", "gelu_new", "silu", "tanh", "sigmoid",
+		"leaky_relu"};
+	return names[kind];
+}
+
+void activation_forward(struct backend *b, struct mat y, struct mat x, enum activation kind)
+{
+	assert(mat_valid(x) && mat_like(y, x));
+	if (!mat_empty(x)) {
+		b->ops->activation_forward(b, y, x, kind);
+	}
+}
+
+void activation_backward(struct backend *b, struct mat dx, struct mat dy, struct mat x,
+	enum activation kind)
+{
+	assert(mat_valid(x) && mat_like(dx, x) && mat_like(dy, x));
+	if (!mat_empty(x)) {
+		b->ops->activation_backward(b, dx, dy, x, kind);
+	}
+}
+
+void dora_forward(struct backend *b, struct mat y, struct mat u, const void *m, const float *norms,
+	const void *bias)
+{
+	assert(mat_valid(u) && mat_like(y, u) && m && norms);
+	if (!mat_empty(u)) {
+		b->ops->dora_forward(b, y, u, m, norms, bias);
+	}
+}
+
+void dora_backward(struct backend *b, struct mat du, float *dm, float *dbias, struct mat dy,
+	struct mat u, const void *m, const float *norms, const void *bias)
+{
+	assert(mat_valid(u) && mat_like(du, u) && mat_like(dy, u) && dm && m && norms);
+	if (!mat_empty(u)) {
+		b->ops->dora_backward(b, du, dm, dbias, dy, u, m, norms, bias);
+	}
+}
+
+void embedding_columns_forward(struct backend *b, struct mat h, const int32_t *ids, struct mat a)
+{
+	assert(mat_valid(a) && mat_is(h, h.rows, a.rows, a.dtype));
+	if (!mat_empty(h)) {
+		b->ops->embedding_columns_forward(b, h, ids, a);
+	}
+}
+
+void embedding_columns_backward(struct backend *b, struct mat da, const int32_t *ids, struct mat dh)
+{
+	assert(mat_valid(dh) && mat_is(da, dh.cols, da.cols, DTYPE_F32));
+	if (!mat_empty(dh)) {
+		b->ops->embedding_columns_backward(b, da, ids, dh);
+	}
+}
+
+void low_rank_row_norms(struct backend *b, float *norms, const float *w_squares, struct mat wa,
+	struct mat aa, struct mat b_, float scale)
+{
+	assert(mat_valid(b_) && mat_is(wa, b_.cols, b_.rows, DTYPE_F32));
+	assert(mat_is(aa, b_.cols, b_.cols, DTYPE_F32));
+	if (b_.rows > 0) {
+		b->ops->low_rank_row_norms(b, norms, w_squares, wa, aa, b_, scale);
+	}
+}
+
+void lstm_forward(struct backend *b, struct mat h, struct mat gates, struct mat cell, struct mat xg,
+	struct mat w, struct mat bias, bool reverse)
+{
+	int64_t n = h.rows, d = h.cols;
+	assert(mat_valid(h) && d <= LSTM_MAX_SIZE && mat_is(xg, n, 4 * d, h.dtype));
+	assert(mat_is(w, 4 * d, d, h.dtype) && mat_is(bias, 1, 4 * d, h.dtype));
+	assert(mat_is(gates, n, 4 * d, DTYPE_F32) && mat_is(cell, n, d, DTYPE_F32));
+	if (!mat_empty(h)) {
+		b->ops->lstm_forward(b, h, gates, cell, xg, w, bias, reverse);
+	}
+}
+
+void lstm_backward(struct backend *b, struct mat dxg, struct mat dw, struct mat dbias, struct mat dh,
+	struct mat h, struct mat gates, struct mat cell, struct mat w, bool reverse)
+{
+	int64_t n = h.rows, d = h.cols;
+	assert(mat_valid(h) && d <= LSTM_MAX_SIZE && mat_is(dxg, n, 4 * d, h.dtype) && mat_like(dh, h));
+	assert(mat_is(w, 4 * d, d, h.dtype) && mat_is(dw, 4 * d, d, DTYPE_F32));
+	assert(mat_is(gates, n, 4 * d, DTYPE_F32) && mat_is(cell, n, d, DTYPE_F32));
+	assert(mat_is(dbias, 1, 4 * d, DTYPE_F32));
+	if (!mat_empty(h)) {
+		b->ops->lstm_backward(b, dxg, dw, dbias, dh, h, gates, cell, w, reverse);
+	}
+}
+
 /* ---- attention ----------------------------------------------------------------------------- */
 
 static bool attention_valid(const struct attention *a)
@@ -374,6 +544,18 @@ static bool attention_ranges_valid(const struct attention *a, int64_t q_rows, in
 	return true;
 }
 
+/* The prefix is there where there is to be one, and every query has a key. */
+static bool attention_prefix_valid(const struct attention *a, enum dtype dtype, bool backward)
+{
+	int64_t kv_cols = a->n_kv_heads * a->head_dim, n = a->prefix_len;
+	if (n <= 0) {
+		return n == 0;
+	}
+	return mat_is(a->k_prefix, n, kv_cols, dtype) && mat_is(a->v_prefix, n, kv_cols, dtype) &&
+		(!backward || !a->dk_prefix.data || (mat_is(a->dk_prefix, n, kv_cols, DTYPE_F32) &&
+			mat_is(a->dv_prefix, n, kv_cols, DTYPE_F32)));
+}
+
 size_t attention_workspace(struct backend *b, const struct attention *a, int64_t max_rows,
 	int64_t max_seqs)
 {
@@ -387,7 +569,7 @@ void attention_forward(struct backend *b, struct mat o, float *lse, struct mat q
 	int64_t kv_cols = a->n_kv_heads * a->head_dim;
 	assert(attention_valid(a) && mat_is(q, q.rows, a->n_heads * a->head_dim, q.dtype));
 	assert(mat_like(o, q) && mat_is(k, k.rows, kv_cols, q.dtype) && mat_like(v, k));
-	assert(attention_ranges_valid(a, q.rows, k.rows));
+	assert(attention_ranges_valid(a, q.rows, k.rows) && attention_prefix_valid(a, q.dtype, false));
 	if (a->n_seqs > 0 && !mat_empty(q)) {
 		b->ops->attention_forward(b, o, lse, q, k, v, a, workspace);
 	}
@@ -402,6 +584,7 @@ void attention_backward(struct backend *b, struct mat dq, struct mat dk, struct 
 	assert(mat_like(o, q) && mat_like(do_, q) && mat_like(dq, q));
 	assert(mat_is(k, k.rows, kv_cols, q.dtype) && mat_like(v, k));
 	assert(mat_like(dk, k) && mat_like(dv, k) && attention_ranges_valid(a, q.rows, k.rows));
+	assert(attention_prefix_valid(a, q.dtype, true));
 	if (a->n_seqs > 0 && !(mat_empty(q) && mat_empty(k))) {
 		b->ops->attention_backward(b, dq, dk, dv, do_, o, lse, q, k, v, a, workspace);
 	}
@@ -412,18 +595,48 @@ void attention_backward(struct backend *b, struct mat dq, struct mat dk, struct 
 size_t lm_head_workspace(struct backend *b, int64_t vocab_size, int64_t hidden_size,
 	enum dtype dtype, int64_t max_rows)
 {
-	assert(vocab_size > 0 && hidden_size > 0 && is_act(dtype) && max_rows >= 0);
-	return b->ops->lm_head_workspace(b, vocab_size, hidden_size, dtype, max_rows);
+	return lm_head_adapted_workspace(b, vocab_size, hidden_size, dtype, max_rows, 0);
+}
+
+size_t lm_head_adapted_workspace(struct backend *b, int64_t vocab_size, int64_t hidden_size,
+	enum dtype dtype, int64_t max_rows, int64_t rank)
+{
+	assert(vocab_size > 0 && hidden_size > 0 && is_act(dtype) && max_rows >= 0 && rank >= 0);
+	return b->ops->lm_head_workspace(b, vocab_size, hidden_size, dtype, max_rows, rank);
 }
 
 void lm_head_loss(struct backend *b, struct mat dx, double *loss_sum, struct mat x,
 	const int32_t *targets, const struct packed_weight *w, float grad_scale, void *workspace)
 {
-	assert(w->backend == b && (w->uses & PACKED_FORWARD));
-	assert(mat_is(x, x.rows, w->in, w->dtype) && loss_sum);
-	assert(!dx.data || (mat_like(dx, x) && (w->uses & PACKED_BACKWARD)));
+	const struct lm_head h = {.packed = w};
+	lm_head_adapted_loss(b, dx, loss_sum, x, targets, &h, grad_scale, !dx.data, workspace);
+}
+
+static bool lm_head_valid(const struct backend *b, const struct lm_head *h, struct mat x, bool dx)
+{
+	int64_t vocab = h->packed ? h->packed->out : h->w.rows, d = x.cols, r = h->a.rows;
+	if (h->packed) {
+		if (h->packed->backend != b || !(h->packed->uses & PACKED_FORWARD) || h->dw.data ||
+			(dx && !(h->packed->uses & PACKED_BACKWARD)) ||
+			!mat_is(x, x.rows, h->packed->in, h->packed->dtype)) {
+			return false;
+		}
+	} else if (!mat_is(h->w, vocab, d, x.dtype) ||
+		(h->dw.data && !mat_is(h->dw, vocab, d, DTYPE_F32))) {
+		return false;
+	}
+	return !h->a.data || (mat_is(h->a, r, d, x.dtype) && mat_is(h->b, vocab, r, x.dtype) &&
+		(!h->da.data || (mat_is(h->da, r, d, DTYPE_F32) && mat_is(h->db, vocab, r, DTYPE_F32))));
+}
+
+void lm_head_adapted_loss(struct backend *b, struct mat dx, double *loss_sum, struct mat x,
+	const int32_t *targets, const struct lm_head *h, float grad_scale, bool loss_only,
+	void *workspace)
+{
+	assert(mat_valid(x) && loss_sum && lm_head_valid(b, h, x, dx.data && !loss_only));
+	assert(!dx.data || mat_like(dx, x));
 	if (x.rows > 0) {
-		b->ops->lm_head_loss(b, dx, loss_sum, x, targets, w, grad_scale, workspace);
+		b->ops->lm_head_loss(b, dx, loss_sum, x, targets, h, grad_scale, loss_only, workspace);
 	}
 }
 

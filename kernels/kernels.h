@@ -149,6 +149,10 @@ void bias_backward(struct backend *b, float *db, struct mat dy);
 void fill_zero(struct backend *b, struct mat x);
 void cast(struct backend *b, struct mat dst, struct mat src); /* f32 <-> bf16, or a copy */
 void add(struct backend *b, struct mat y, struct mat a, struct mat c); /* y = a + c; y may be a or c */
+/* y = a + scale · c; y may be a or c. a.data NULL: y = scale · c. */
+void add_scaled(struct backend *b, struct mat y, struct mat a, struct mat c, float scale);
+/* y[T,d] += bias[d] in every row; bias act. */
+void bias_add(struct backend *b, struct mat y, const void *bias);
 
 /*
  * Philox4x32-10 keyed by (seed, stream), counter = element: no state, the same for every backend and
@@ -168,10 +172,17 @@ uint32_t rng_bits(struct rng_key key, uint64_t element);
 void dropout(struct backend *b, struct mat y, struct mat x, float p, struct rng_key key,
 	bool accumulate);
 
-/* y[T,d] = table[ids[T], d]; table act. */
+/* y[T,d] = table[ids[T], d]; table act. An id below 0 is a virtual token, -1 - i the i-th: its row of y
+ * becomes 0, for virtual_tokens_forward() to fill. */
 void embedding_forward(struct backend *b, struct mat y, const int32_t *ids, struct mat table);
-/* dtable[V,d] += dy[T,d] by ids, in an order fixed by ids; f32. */
+/* dtable[V,d] += dy[T,d] by ids, in an order fixed by ids; f32. Rows of virtual tokens are left out. */
 void embedding_backward(struct backend *b, struct mat dtable, const int32_t *ids, struct mat dy);
+
+/* Rows of y[T,d] whose id is below 0 = table[-1 - id, d], the soft prompt (act); the other rows stay. */
+void virtual_tokens_forward(struct backend *b, struct mat y, const int32_t *ids, struct mat table);
+/* dtable[n,d] += rows of dy[T,d] whose id is below 0, in the order of rows; f32. */
+void virtual_tokens_backward(struct backend *b, struct mat dtable, const int32_t *ids,
+	struct mat dy);
 
 /*
  * RMSNorm fused with the residual: sum = x + delta (delta.data NULL: sum is x and is not written),
@@ -200,6 +211,72 @@ void swiglu_forward(struct backend *b, struct mat h, struct mat gate, struct mat
 void swiglu_backward(struct backend *b, struct mat dgate, struct mat dup, struct mat dh,
 	struct mat gate, struct mat up);
 
+/* y[T,d] = x ∘ l: every row times l[d] (act). y may be x. */
+void scale_columns(struct backend *b, struct mat y, struct mat x, const void *l);
+/* dx[T,d] = dy ∘ l (data NULL: not wanted; it may be dy or x); dl[d] += Σ over rows of dy ∘ x, f32 (NULL:
+ * not wanted). */
+void scale_columns_backward(struct backend *b, struct mat dx, float *dl, struct mat dy, struct mat x,
+	const void *l);
+
+/* Those of transformers' ACT2FN and of AdapterHub's Activation_Function_Class. GELU is the exact one
+ * (Hendrycks & Gimpel 2016), GELU_NEW its tanh form, LEAKY_RELU has slope 0.01. */
+enum activation {
+	ACTIVATION_RELU,
+	ACTIVATION_GELU,
+	ACTIVATION_GELU_NEW,
+	ACTIVATION_SILU,
+	ACTIVATION_TANH,
+	ACTIVATION_SIGMOID,
+	ACTIVATION_LEAKY_RELU,
+};
+
+/* By name ("gelu_new", "swish", …; letter case does not matter); false for an unknown one. */
+bool activation_from_name(const char *name, enum activation *ret);
+const char *activation_name(enum activation kind); /* one that both libraries know */
+
+void activation_forward(struct backend *b, struct mat y, struct mat x, enum activation kind);
+/* dx = dy · f'(x); dx may be dy or x. */
+void activation_backward(struct backend *b, struct mat dx, struct mat dy, struct mat x,
+	enum activation kind);
+
+/*
+ * norms[i] = ‖row i of W + scale · B·A‖₂ for W[out, in], A[r, in], B[out, r], without W itself: given
+ * w_squares[out], the squared norms of W's rows, wa[r, out] = A·Wᵀ (a linear_forward() of A) and
+ * aa[r, r] = A·Aᵀ. All f32, b act. DoRA's divisor (Liu et al. 2024).
+ */
+void low_rank_row_norms(struct backend *b, float *norms, const float *w_squares, struct mat wa,
+	struct mat aa, struct mat b_, float scale);
+
+/*
+ * One layer of LSTM in one direction over n rows (Hochreiter & Schmidhuber 1997; gates and their order
+ * i, f, g, o as torch.nn.LSTM): h[n, d] (act) from xg[n, 4d] = x·W_ihᵀ + b_ih (act), w[4d, d] and
+ * bias[1, 4d] of the recurrent part (act). gates[n, 4d] and cell[n, d], f32, are for the backward
+ * pass. `reverse`: from the last row to the first.
+ */
+void lstm_forward(struct backend *b, struct mat h, struct mat gates, struct mat cell, struct mat xg,
+	struct mat w, struct mat bias, bool reverse);
+/* dxg = …; dw[4d, d] and dbias[1, 4d], f32, += …. */
+void lstm_backward(struct backend *b, struct mat dxg, struct mat dw, struct mat dbias, struct mat dh,
+	struct mat h, struct mat gates, struct mat cell, struct mat w, bool reverse);
+enum { LSTM_MAX_SIZE = 65536 }; /* of d */
+
+/*
+ * y[T,d] = (m / norms) ∘ u + (1 - m / norms) ∘ bias in every row: DoRA's output, given that of the
+ * product with W + s·B·A (bias included). m[d] and bias[d] are act, norms[d] f32; bias NULL: none. y may
+ * be u. Liu et al. 2024, PEFT's tuners/lora/dora.py.
+ */
+void dora_forward(struct backend *b, struct mat y, struct mat u, const void *m, const float *norms,
+	const void *bias);
+/* du = (m / norms) ∘ dy (it may be dy or u); dm[d] += Σ over rows of dy ∘ (u - bias) / norms; dbias[d] +=
+ * what reaches the bias past u, or NULL; f32. The norms are constants. */
+void dora_backward(struct backend *b, struct mat du, float *dm, float *dbias, struct mat dy,
+	struct mat u, const void *m, const float *norms, const void *bias);
+
+/* h[T,r] = columns of a[r,V] (act) by token: h[t,j] = a[j, ids[t]]; 0 for virtual tokens. */
+void embedding_columns_forward(struct backend *b, struct mat h, const int32_t *ids, struct mat a);
+/* da[r,V] += dh by ids, in the order of tokens; f32. */
+void embedding_columns_backward(struct backend *b, struct mat da, const int32_t *ids, struct mat dh);
+
 /* ---- attention ----------------------------------------------------------------------------- */
 
 /*
@@ -215,6 +292,15 @@ struct attention {
 	bool causal;
 	int64_t n_seqs;
 	const int32_t *q_start, *q_len, *k_start, *k_len; /* host memory, n_seqs each */
+
+	/*
+	 * A prefix that comes before the keys of every sequence and is seen by all its queries:
+	 * k_prefix, v_prefix [prefix_len, n_kv_heads·head_dim], of q's dtype; 0: none. The backward pass
+	 * adds to dk_prefix and dv_prefix (f32; data NULL: not wanted) the sums over all sequences, in
+	 * their order. Li & Liang 2021.
+	 */
+	int64_t prefix_len;
+	struct mat k_prefix, v_prefix, dk_prefix, dv_prefix;
 };
 
 /* Workspace in bytes for calls with up to max_rows rows of q, and of k where a backward pass follows,
@@ -244,6 +330,26 @@ size_t lm_head_workspace(struct backend *b, int64_t vocab_size, int64_t hidden_s
 	enum dtype dtype, int64_t max_rows);
 void lm_head_loss(struct backend *b, struct mat dx, double *loss_sum, struct mat x,
 	const int32_t *targets, const struct packed_weight *w, float grad_scale, void *workspace);
+
+/*
+ * The same with a head that is not just a frozen matrix. W[vocab, d] is `packed`, or, where that is NULL,
+ * the plain matrix `w` (act), for a head that is trained; dw (f32; data NULL: frozen) gets += the gradient
+ * of grad_scale · the sum of losses. With a.data: logits += scale · (x·Aᵀ)·Bᵀ, A[r, d] and B[vocab, r]
+ * act, da and db (f32; data NULL: none) as dw. dx may be absent while gradients of the head are wanted.
+ * `loss_only`: none of them.
+ */
+struct lm_head {
+	const struct packed_weight *packed;
+	struct mat w, dw;
+	struct mat a, da, b, db;
+	float scale;
+};
+/* `rank`: r, or 0 without A and B. */
+size_t lm_head_adapted_workspace(struct backend *b, int64_t vocab_size, int64_t hidden_size,
+	enum dtype dtype, int64_t max_rows, int64_t rank);
+void lm_head_adapted_loss(struct backend *b, struct mat dx, double *loss_sum, struct mat x,
+	const int32_t *targets, const struct lm_head *h, float grad_scale, bool loss_only,
+	void *workspace);
 
 /* ---- optimizer ----------------------------------------------------------------------------- */
 

@@ -25,6 +25,7 @@ enum {
 	REQUEST_ID_SIZE = 16,
 	DIGEST_SIZE = 32, /* BLAKE2b-256 */
 	TRANSFER_WINDOW = 8, /* chunks under way in a transfer */
+	SWEEP_MAX = 100,     /* jobs of a sweep */
 };
 
 /* Unpacks a message of type `desc`; free it with proto_free(). NULL with `err` filled when the bytes

@@ -549,6 +549,11 @@ int store_space(struct store *s, struct store_space *ret)
 	return 0;
 }
 
+static double mib(uint64_t bytes)
+{
+	return (double)bytes / 1048576;
+}
+
 /* The file never shrinks: what was deleted is used again. Not all of it, for a chunk wants 64 pages
  * in a row; a file that took 200 rotating checkpoints was 1.24 times its live pages, so count on
  * four fifths. */
@@ -573,17 +578,15 @@ int store_room(struct store *s, uint64_t bytes, struct errmsg *err)
 	uint64_t spare = space.fs_free > reserve ? space.fs_free - reserve : 0;
 	if (bytes > spare + reusable) {
 		return errmsg_set(err, STATUS_DISK_FULL,
-			"%s: %" PRIu64 " MiB are wanted, %" PRIu64 " MiB are free, and %" PRIu64
-			" MiB must stay free; make room on the disk, or remove "
-			"datasets or jobs",
-			s->dir, bytes >> 20, (space.fs_free + reusable) >> 20, reserve >> 20);
+			"%s: the disk is full: %.1f MiB are wanted, %.1f MiB are free, and %.1f MiB of them must stay "
+			"free; make room on the disk, or remove datasets",
+			s->dir, mib(bytes), mib(space.fs_free + reusable), mib(reserve));
 	}
 	uint64_t map_left = s->map_size > space.used ? s->map_size - space.used : 0;
 	if (bytes > map_left) {
 		return errmsg_set(err, STATUS_DISK_FULL,
-			"%s: %" PRIu64 " MiB are wanted, and the store's limit "
-			"of %" PRIu64 " MiB leaves %" PRIu64 " (PEFTD_STORE_MAP)",
-			s->dir, bytes >> 20, s->map_size >> 20, map_left >> 20);
+			"%s: %.1f MiB are wanted, and the store's limit of %.1f MiB leaves %.1f (PEFTD_STORE_MAP)",
+			s->dir, mib(bytes), mib(s->map_size), mib(map_left));
 	}
 	return 0;
 }

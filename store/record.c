@@ -360,6 +360,8 @@ int request_unpack(struct bytes b, struct store_request *ret)
 struct job_msg {
 	Peftd__V1__JobRecord m;
 	struct blob_msg dataset, eval_dataset, init_adapter;
+	Peftd__V1__Measured measured;
+	Peftd__V1__Outcome outcome;
 	Peftd__V1__Checkpoint *checkpoints;
 	Peftd__V1__Checkpoint **pointers;
 	struct blob_msg *blobs; /* of the checkpoints */
@@ -393,8 +395,8 @@ static bool job_ok(const struct store_job *j)
 		}
 	}
 	return text_ok(j->name) && text_ok(j->model) && text_ok(j->model_path) && text_ok(j->reason) &&
-		job_data_ok(&j->dataset) && job_data_ok(&j->eval_dataset) && files_ok(&j->init_adapter) &&
-		(unsigned)j->state <= JOB_CANCELLED;
+		text_ok(j->variant) && job_data_ok(&j->dataset) && job_data_ok(&j->eval_dataset) &&
+		files_ok(&j->init_adapter) && (unsigned)j->state <= JOB_CANCELLED;
 }
 
 static int job_msg_checkpoints(struct job_msg *msg, const struct store_job *j)
@@ -454,6 +456,58 @@ static int job_msg_content(struct job_msg *msg, const struct store_job *j)
 	return r == 0 ? job_msg_checkpoints(msg, j) : r;
 }
 
+/* What jobs have had since these are recorded; left out where there is nothing. */
+static void job_msg_tradeoffs(struct job_msg *msg, const struct store_job *j)
+{
+	const struct store_measured *in = &j->measured;
+	const struct store_outcome *o = &j->outcome;
+	if (in->arena > 0) {
+		Peftd__V1__Measured *m = &msg->measured;
+		*m = (Peftd__V1__Measured)PEFTD__V1__MEASURED__INIT;
+		SET(m, base_weights, in->base_weights);
+		SET(m, trainable_weights, in->trainable_weights);
+		SET(m, optimizer_states, in->optimizer_states);
+		SET(m, gradients, in->gradients);
+		SET(m, activations, in->activations);
+		SET(m, temporary, in->temporary);
+		SET(m, arena, in->arena);
+		msg->m.measured = m;
+	}
+	if (o->steps > 0 || o->best_eval_step > 0) {
+		Peftd__V1__Outcome *m = &msg->outcome;
+		*m = (Peftd__V1__Outcome)PEFTD__V1__OUTCOME__INIT;
+		SET(m, steps, o->steps);
+		SET(m, tokens, o->tokens);
+		SET(m, seconds, o->seconds);
+		SET(m, step_seconds_median, o->step_seconds_median);
+		SET(m, best_eval_step, o->best_eval_step);
+		SET(m, eval_loss, o->eval_loss);
+		SET(m, best_eval_loss, o->best_eval_loss);
+		msg->m.outcome = m;
+	}
+	if (j->sweep > 0) {
+		SET(&msg->m, sweep, j->sweep);
+		SET(&msg->m, sweep_size, j->sweep_size);
+		SET_TEXT(&msg->m, variant, j->variant);
+	}
+}
+
+static void read_tradeoffs(const Peftd__V1__JobRecord *m, struct store_job *out)
+{
+	if (m->measured) {
+		const Peftd__V1__Measured *in = m->measured;
+		out->measured = (struct store_measured){in->base_weights, in->trainable_weights,
+			in->optimizer_states, in->gradients, in->activations, in->temporary, in->arena};
+	}
+	if (m->outcome) {
+		const Peftd__V1__Outcome *in = m->outcome;
+		out->outcome = (struct store_outcome){in->steps, in->tokens, in->seconds,
+			in->step_seconds_median, in->best_eval_step, in->eval_loss, in->best_eval_loss};
+	}
+	out->sweep = m->sweep;
+	out->sweep_size = m->sweep_size;
+}
+
 int job_pack(const struct store_job *j, struct packed *ret)
 {
 	_cleanup_(job_msg_deinit) struct job_msg msg = {.m = PEFTD__V1__JOB_RECORD__INIT};
@@ -488,6 +542,7 @@ int job_pack(const struct store_job *j, struct packed *ret)
 	SET(m, last_loss, j->last_loss);
 	SET(m, measured_arena, j->measured_arena);
 	SET(m, measured_peak_rss, j->measured_peak_rss);
+	job_msg_tradeoffs(&msg, j);
 	int r = job_msg_content(&msg, j);
 	return r == 0 ? finish(m, ret) : r;
 }
@@ -524,6 +579,7 @@ static int read_texts(const Peftd__V1__JobRecord *m, struct store_job *out)
 	r = READ_TEXT(r, m, reason, &out->reason);
 	r = READ_TEXT(r, m, model, &out->model);
 	r = READ_TEXT(r, m, model_path, &out->model_path);
+	r = READ_TEXT(r, m, variant, &out->variant);
 	r = READ_TEXT(r, m, dataset_name, &out->dataset.name);
 	r = READ_TEXT(r, m, dataset_prompt_field, &out->dataset.prompt_field);
 	r = READ_TEXT(r, m, dataset_completion_field, &out->dataset.completion_field);
@@ -572,6 +628,7 @@ static void read_numbers(const Peftd__V1__JobRecord *m, struct store_job *out)
 	out->last_loss = m->last_loss;
 	out->measured_arena = m->measured_arena;
 	out->measured_peak_rss = m->measured_peak_rss;
+	read_tradeoffs(m, out);
 }
 
 int job_unpack(struct bytes b, struct store_job *ret)

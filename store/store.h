@@ -194,6 +194,21 @@ struct store_job_data {
 	uint64_t rows;
 };
 
+/* The memory of a run as it was reserved, in bytes; arena 0: not known. */
+struct store_measured {
+	uint64_t base_weights, trainable_weights, optimizer_states, gradients, activations, temporary;
+	uint64_t arena;
+};
+
+/* What a job brought: sums over the recorded steps. */
+struct store_outcome {
+	uint64_t steps, tokens; /* steps 0: nothing is known */
+	double seconds;
+	double step_seconds_median;       /* 0: not known */
+	uint64_t best_eval_step;          /* 0: there was no evaluation */
+	double eval_loss, best_eval_loss; /* the last, and that of best_eval_step */
+};
+
 struct store_job {
 	uint64_t id;
 	uint8_t request_id[16];
@@ -216,6 +231,11 @@ struct store_job {
 	uint64_t last_seq, last_step, last_eval_step;
 	double last_loss;
 	uint64_t measured_arena, measured_peak_rss;
+	struct store_measured measured;
+	struct store_outcome outcome;
+	uint64_t sweep; /* the id of the sweep's first job, after which the others come; 0: none */
+	uint32_t sweep_size;
+	char *variant; /* its own settings in the sweep, for people; may be NULL */
 	struct store_checkpoint *checkpoints; /* by step */
 	size_t n_checkpoints;
 };

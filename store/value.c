@@ -87,6 +87,7 @@ void store_job_deinit(struct store_job *j)
 	free(j->name);
 	free(j->model);
 	free(j->model_path);
+	free(j->variant);
 	free(j->reason);
 	packed_deinit(&j->spec);
 	packed_deinit(&j->plan);

@@ -12,7 +12,7 @@
 #include "util/cleanup.h"
 #include "util/util.h"
 
-enum { MAX_ENDPOINTS = 16 };
+enum { MAX_ENDPOINTS = 16, LEAST_MEMORY = 256 * 1024 * 1024 };
 
 static const char *const keys[] = {
 	"state-dir", "endpoint", "device", "log-level", "memory-limit", "threads"};
@@ -164,7 +164,16 @@ int config_set(struct config *c, const char *key, const char *value, struct errm
 		return 0;
 	}
 	if (same_key(key, "memory-limit")) {
-		return parse_bytes(value, &c->memory_limit, err);
+		uint64_t limit = 0;
+		int r = parse_bytes(value, &limit, err);
+		if (r == 0 && limit < LEAST_MEMORY) {
+			return errmsg_set(err, STATUS_INVALID,
+				"memory-limit: '%s' is %llu bytes; a trainer without any model takes 160 MiB, so give at "
+				"least 256MiB",
+				value, (unsigned long long)limit);
+		}
+		c->memory_limit = r == 0 ? limit : c->memory_limit;
+		return r;
 	}
 	if (same_key(key, "threads")) {
 		return parse_threads(value, &c->threads, err);
@@ -339,7 +348,8 @@ static int default_endpoint(struct config *c, struct errmsg *err)
 	} else if (xdg) {
 		n = asprintf(&endpoint, "ipc://%s/peftd.sock", xdg);
 	} else if (getuid() == 0) {
-		n = asprintf(&endpoint, "ipc:///run/peftd/peftd.sock");
+		n = asprintf(&endpoint, "ipc://" CONFIG_RUN_FOLDER "/peftd.sock");
+		c->needs_run_folder = true;
 	} else {
 		return errmsg_set(
 			err, STATUS_INVALID, "no endpoint: give --endpoint ipc://PATH, or set XDG_RUNTIME_DIR");

@@ -1,16 +1,20 @@
 #pragma once
 /* What peftd is told by its command line and its configuration file. */
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "util/errmsg.h"
 #include "util/log.h"
 
+#define CONFIG_RUN_FOLDER "/run/peftd"
+
 struct config {
 	char *state_dir;
 	char **endpoints;
 	size_t n_endpoints;
+	bool needs_run_folder; /* the default for root, whose folder neither systemd nor a login has made */
 	char *device;
 	int log_level;         /* enum log_level; -1: not given */
 	uint64_t memory_limit; /* bytes; 0: not given */

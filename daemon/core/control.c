@@ -58,13 +58,48 @@ static int list_one(void *ctx, const struct store_job *rec)
 	return 0;
 }
 
+/* The jobs of a sweep: those whose ids follow the first one's. Some may be past their time. */
+static int list_sweep(struct list *l)
+{
+	uint64_t first = l->req->of_sweep, end = first + SWEEP_MAX, id = first;
+	bool found = false;
+	for (; id < end; id++) {
+		_cleanup_(store_job_deinit) struct store_job own = {0};
+		const struct store_job *rec;
+		int r = job_lookup(l->c, id, &rec, &own);
+		if (r < 0) {
+			return r;
+		}
+		if (r == STATUS_NOT_FOUND) {
+			continue;
+		}
+		if (rec->sweep != first) {
+			break;
+		}
+		found = true;
+		r = list_one(l, rec);
+		if (r < 0) {
+			return r;
+		}
+	}
+	return found ? 0 : STATUS_NOT_FOUND;
+}
+
 static int list(struct core *c, const struct request *req)
 {
 	struct list l = {.c = c, .req = req};
 	struct store_txn *t;
 	int r = sched_number(c);
-	r = r ? r : core_read(c, &t);
-	r = r ? r : store_job_each(t, list_one, &l);
+	if (r == 0 && req->of_sweep) {
+		r = list_sweep(&l);
+		if (r == STATUS_NOT_FOUND) {
+			return answer_status(c, req->session, req->id, r, "there is no sweep s%llu",
+				(unsigned long long)req->of_sweep);
+		}
+	} else if (r == 0) {
+		r = core_read(c, &t);
+		r = r ? r : store_job_each(t, list_one, &l);
+	}
 	int k = send_list(&l, false);
 	return r ? r : k;
 }

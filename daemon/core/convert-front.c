@@ -33,30 +33,71 @@ static int take_adapter(const Peftd__V1__AdapterRef *a, struct adapter_ref *ret,
 	return 0;
 }
 
-static int take_submit(const Peftd__V1__SubmitRequest *m, struct request *r, struct errmsg *err)
+static int take_member(const Peftd__V1__JobSpec *m, bool has_adapter, struct member *ret,
+	struct errmsg *err)
 {
 	struct packed spec;
-	int e = pack_message(m->spec, &spec);
+	int e = pack_message(m, &spec);
 	if (e < 0) {
 		return e;
 	}
-	e = convert_spec(spec.data, spec.len, &r->spec, err);
+	e = convert_spec(spec.data, spec.len, &ret->spec, err);
 	packed_deinit(&spec);
-	if (e == 0 && m->init_adapter) {
-		e = take_files(m->init_adapter, "init_adapter", &r->blob, err);
-	} else if (e == 0 && m->spec->has_init_adapter && m->spec->init_adapter.len > 0) {
+	if (e == 0 && !has_adapter && m->has_init_adapter && m->init_adapter.len > 0) {
 		e = errmsg_set(
 			err, STATUS_INVALID, "init_adapter: its folder must be uploaded and sent along");
 	}
+	return e;
+}
+
+static int take_submit(const Peftd__V1__SubmitRequest *m, struct request *r, struct errmsg *err)
+{
+	r->members = calloc_array(1, sizeof(*r->members));
+	if (!r->members) {
+		return -ENOMEM;
+	}
+	r->n_members = 1;
 	r->hold = m->has_hold && m->hold;
 	r->plan_only = m->has_plan_only && m->plan_only;
-	return e;
+	int e = take_member(m->spec, m->init_adapter != NULL, &r->members[0], err);
+	return e || !m->init_adapter ? e
+								 : take_files(m->init_adapter, "init_adapter", &r->blob, err);
+}
+
+static int take_sweep(const Peftd__V1__SweepRequest *m, struct request *r, struct errmsg *err)
+{
+	size_t n = m->n_members;
+	if (n == 0 || n > SWEEP_MAX) {
+		return errmsg_set(
+			err, STATUS_INVALID, "a sweep has 1 to %d jobs, not %zu", SWEEP_MAX, n);
+	}
+	r->members = calloc_array(n, sizeof(*r->members));
+	if (!r->members) {
+		return -ENOMEM;
+	}
+	r->sweep = true;
+	r->hold = m->has_hold && m->hold;
+	r->plan_only = m->has_plan_only && m->plan_only;
+	for (size_t i = 0; i < n; i++) {
+		struct member *to = &r->members[r->n_members++];
+		const Peftd__V1__SweepMember *from = m->members[i];
+		if (from->variant.len > 1024) {
+			return errmsg_set(err, STATUS_INVALID, "variant: longer than 1024 bytes");
+		}
+		int e = proto_str(&from->variant, "variant", &to->variant, err);
+		e = e ? e : take_member(from->spec, m->init_adapter != NULL, to, err);
+		if (e != 0) {
+			return e < 0 || !to->variant ? e : errmsg_prefix(err, e, "%s", to->variant);
+		}
+	}
+	return m->init_adapter ? take_files(m->init_adapter, "init_adapter", &r->blob, err) : 0;
 }
 
 static int take_job_list(const Peftd__V1__JobListRequest *m, struct request *r, struct errmsg *err)
 {
 	r->state = m->has_state ? (int)m->state : -1;
 	r->mine = m->has_mine && m->mine;
+	r->of_sweep = m->sweep;
 	if (r->state > JOB_CANCELLED) {
 		return errmsg_set(err, STATUS_INVALID, "state: %d is none", r->state);
 	}
@@ -156,6 +197,7 @@ static int take_fetch(const Peftd__V1__FetchRequest *m, struct request *r, struc
 	r->job = m->job;
 	r->step = m->has_step ? m->step : 0;
 	r->best = m->has_best && m->best;
+	r->merge = m->has_merge && m->merge;
 	if (r->best && r->step) {
 		return errmsg_set(err, STATUS_INVALID, "step and best exclude each other");
 	}
@@ -213,6 +255,9 @@ static int take_request(const Peftd__V1__Request *m, struct request *r, struct e
 	case PEFTD__V1__REQUEST__WHAT_SUBMIT:
 		r->kind = REQUEST_SUBMIT;
 		return take_submit(m->submit, r, err);
+	case PEFTD__V1__REQUEST__WHAT_SWEEP:
+		r->kind = REQUEST_SUBMIT;
+		return take_sweep(m->sweep, r, err);
 	case PEFTD__V1__REQUEST__WHAT_JOB_LIST:
 		r->kind = REQUEST_JOB_LIST;
 		return take_job_list(m->job_list, r, err);

@@ -42,6 +42,58 @@ static void build_checkpoints(struct scratch *s, const struct store_job *j, Peft
 	}
 }
 
+static void build_outcome(const struct store_job *j, Peftd__V1__Outcome *o)
+{
+	const struct store_outcome *in = &j->outcome;
+	set_value(o, steps, in->steps);
+	set_value(o, tokens, in->tokens);
+	set_value(o, seconds, in->seconds);
+	if (j->last_step > 0) {
+		set_value(o, train_loss, j->last_loss);
+	}
+	if (in->step_seconds_median > 0) {
+		set_value(o, step_seconds_median, in->step_seconds_median);
+	}
+	if (in->best_eval_step > 0) {
+		set_value(o, eval_loss, in->eval_loss);
+		set_value(o, best_eval_loss, in->best_eval_loss);
+		set_value(o, best_eval_step, in->best_eval_step);
+	}
+}
+
+static void build_measured(const struct store_measured *in, Peftd__V1__Measured *m)
+{
+	set_value(m, base_weights, in->base_weights);
+	set_value(m, trainable_weights, in->trainable_weights);
+	set_value(m, optimizer_states, in->optimizer_states);
+	set_value(m, gradients, in->gradients);
+	set_value(m, activations, in->activations);
+	set_value(m, temporary, in->temporary);
+	set_value(m, arena, in->arena);
+}
+
+/* What is known of it; a job that was stored before these were recorded has less. */
+static void build_tradeoffs(struct scratch *s, const struct store_job *j, Peftd__V1__Job *m)
+{
+	if (j->outcome.steps > 0) {
+		m->outcome = scratch_message(s, Peftd__V1__Outcome, PEFTD__V1__OUTCOME__INIT);
+		if (m->outcome) {
+			build_outcome(j, m->outcome);
+		}
+	}
+	if (j->measured.arena > 0) {
+		m->measured = scratch_message(s, Peftd__V1__Measured, PEFTD__V1__MEASURED__INIT);
+		if (m->measured) {
+			build_measured(&j->measured, m->measured);
+		}
+	}
+	if (j->sweep > 0) {
+		set_value(m, sweep, j->sweep);
+		set_value(m, sweep_size, j->sweep_size);
+		set_text(m, variant, j->variant);
+	}
+}
+
 static Peftd__V1__Job *build_job(
 	struct scratch *s, const struct store_job *j, uint32_t position, bool brief)
 {
@@ -79,6 +131,7 @@ static Peftd__V1__Job *build_job(
 	if (position) {
 		set_value(m, queue_position, position);
 	}
+	build_tradeoffs(s, j, m);
 	if (!brief) {
 		m->spec = scratch_unpack(s, &peftd__v1__job_spec__descriptor, &j->spec);
 		m->plan = scratch_unpack(s, &peftd__v1__plan__descriptor, &j->plan);
@@ -139,6 +192,30 @@ int reply_submit(
 	submit.plan = scratch_unpack(&s, &peftd__v1__plan__descriptor, plan);
 	m.what_case = PEFTD__V1__REPLY__WHAT_SUBMIT;
 	m.submit = &submit;
+	return scratch_pack(&s, &m, ret);
+}
+
+int reply_sweep(struct packed *ret, const uint8_t *id, uint64_t sweep, const struct packed *plans,
+	size_t n, int state)
+{
+	_cleanup_(scratch_deinit) struct scratch s = {0};
+	Peftd__V1__Reply m;
+	Peftd__V1__Status status;
+	Peftd__V1__SweepReply reply = PEFTD__V1__SWEEP_REPLY__INIT;
+	init_reply(&m, &status, id, false);
+	if (sweep) {
+		set_value(&reply, sweep, sweep);
+	}
+	if (state >= 0) {
+		set_value(&reply, state, (Peftd__V1__JobState)state);
+	}
+	set_value(&reply, size, (uint32_t)n);
+	reply.plans = scratch_alloc(&s, n, sizeof(*reply.plans));
+	for (size_t i = 0; reply.plans && i < n; i++) {
+		reply.plans[reply.n_plans++] = scratch_unpack(&s, &peftd__v1__plan__descriptor, &plans[i]);
+	}
+	m.what_case = PEFTD__V1__REPLY__WHAT_SWEEP;
+	m.sweep = &reply;
 	return scratch_pack(&s, &m, ret);
 }
 

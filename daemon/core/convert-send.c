@@ -272,6 +272,7 @@ static int send_to_trainer(
 		trainer.version = LINK_VERSION;
 		set_text(&trainer, device, config->device);
 		set_value(&trainer, threads, config->threads);
+		set_value(&trainer, memory_limit, config->memory_limit);
 		m.what_case = PEFTD__V1__CORE_TO_TRAINER__WHAT_CONFIG;
 		m.config = &trainer;
 		break;

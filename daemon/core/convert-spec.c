@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "daemon/core/convert-internal.h"
+#include "proto/jobspec.h"
 #include "util/util.h"
 
 enum { SPEC_MAX = 16 * 1024 };
@@ -37,9 +38,38 @@ static int check_value(
 	return 0;
 }
 
-/* Sets every optional field that has a default, and checks the form of those that are there. */
-static int complete(ProtobufCMessage *msg, const char *in, struct errmsg *err)
+static int check_message(const ProtobufCMessage *msg, const char *in, struct errmsg *err);
+
+/* What a list holds: texts, numbers, or the entries of a map. */
+static int check_list(const ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f,
+	const char *in, struct errmsg *err)
 {
+	enum { MAX_ITEMS = 1024 };
+	char what[160];
+	size_t n;
+	const uint8_t *list;
+	memcpy(&n, (const uint8_t *)msg + f->quantifier_offset, sizeof(n));
+	memcpy(&list, (const uint8_t *)msg + f->offset, sizeof(list));
+	snprintf(what, sizeof(what), "%s%s.", in, f->name);
+	if (n > MAX_ITEMS) {
+		return errmsg_set(err, STATUS_INVALID, "%s%s: %zu items, at most %d are allowed", in,
+			f->name, n, MAX_ITEMS);
+	}
+	int r = 0;
+	for (size_t i = 0; i < n && r == 0; i++) {
+		if (f->type == PROTOBUF_C_TYPE_MESSAGE) {
+			r = check_message(((ProtobufCMessage *const *)(const void *)list)[i], what, err);
+		} else if (f->type == PROTOBUF_C_TYPE_BYTES) {
+			r = check_value(f, list + i * sizeof(ProtobufCBinaryData), in, err);
+		}
+	}
+	return r;
+}
+
+/* Checks the form of what is there. */
+static int check_message(const ProtobufCMessage *msg, const char *in, struct errmsg *err)
+{
+	char below[160];
 	if (msg->n_unknown_fields > 0) {
 		return errmsg_set(err, STATUS_INVALID,
 			"%sfield number %u is not known to this daemon; is the client newer?", in,
@@ -47,65 +77,21 @@ static int complete(ProtobufCMessage *msg, const char *in, struct errmsg *err)
 	}
 	for (unsigned i = 0; i < msg->descriptor->n_fields; i++) {
 		const ProtobufCFieldDescriptor *f = &msg->descriptor->fields[i];
-		uint8_t *at = (uint8_t *)msg + f->offset;
+		const uint8_t *at = (const uint8_t *)msg + f->offset;
 		int r = 0;
-		if (f->type == PROTOBUF_C_TYPE_MESSAGE) {
-			continue;
-		}
 		if (f->label == PROTOBUF_C_LABEL_REPEATED) {
-			size_t n;
-			ProtobufCBinaryData *list;
-			memcpy(&n, (uint8_t *)msg + f->quantifier_offset, sizeof(n));
-			memcpy(&list, at, sizeof(list));
-			for (size_t k = 0; f->type == PROTOBUF_C_TYPE_BYTES && k < n && r == 0; k++) {
-				r = check_value(f, (const uint8_t *)&list[k], in, err);
-			}
+			r = check_list(msg, f, in, err);
+		} else if (!jobspec_has(msg, f)) {
+			continue;
+		} else if (f->type == PROTOBUF_C_TYPE_MESSAGE) {
+			snprintf(below, sizeof(below), "%s%s.", in, f->name);
+			r = check_message(*(ProtobufCMessage *const *)(const void *)at, below, err);
 		} else {
-			protobuf_c_boolean *has = (void *)((uint8_t *)msg + f->quantifier_offset);
-			if (!*has && f->default_value) {
-				*has = true; /* the value itself was put there when the message was unpacked */
-			}
-			r = *has ? check_value(f, at, in, err) : 0;
+			r = check_value(f, at, in, err);
 		}
 		if (r != 0) {
 			return r;
 		}
-	}
-	return 0;
-}
-
-static int add_messages(Peftd__V1__JobSpec *spec)
-{
-	/* malloc's, as all of an unpacked message: proto_free() takes them along. */
-	if (!spec->lora && proto_equal(&spec->method, "lora")) {
-		spec->lora = malloc(sizeof(*spec->lora));
-		if (!spec->lora) {
-			return -ENOMEM;
-		}
-		peftd__v1__lora_spec__init(spec->lora);
-	}
-	if (!spec->train) {
-		spec->train = malloc(sizeof(*spec->train));
-		if (!spec->train) {
-			return -ENOMEM;
-		}
-		peftd__v1__train_spec__init(spec->train);
-	}
-	if (!spec->train->has_max_steps && !spec->train->has_num_train_epochs) {
-		set_value(spec->train, num_train_epochs, 1);
-	}
-	if (spec->lora && spec->lora->n_target_modules == 0) {
-		ProtobufCBinaryData *all = malloc(sizeof(*all));
-		if (!all) {
-			return -ENOMEM;
-		}
-		*all = proto_bytes_dup("all-linear");
-		if (!all->data) {
-			free(all);
-			return -ENOMEM;
-		}
-		spec->lora->n_target_modules = 1;
-		spec->lora->target_modules = all;
 	}
 	return 0;
 }
@@ -141,11 +127,14 @@ static int take_names(const Peftd__V1__JobSpec *m, struct spec *s, struct errmsg
 		(int)m->priority.len, (const char *)m->priority.data);
 }
 
-/* Digest of what the plan depends on. */
+/* Digest of what the plan depends on: not the seed, which a sweep may have many of. */
 static int make_key(const Peftd__V1__JobSpec *m, uint8_t ret[32])
 {
 	Peftd__V1__JobSpec nameless = *m;
+	Peftd__V1__TrainSpec seedless = *m->train;
 	nameless.has_name = nameless.has_priority = false;
+	nameless.train = &seedless;
+	seedless.has_seed = false;
 	struct packed p;
 	int r = pack_message(&nameless, &p);
 	if (r == 0) {
@@ -163,10 +152,8 @@ int convert_spec(const void *data, size_t len, struct spec *ret, struct errmsg *
 		return STATUS_INVALID;
 	}
 	Peftd__V1__JobSpec *m = msg;
-	int r = complete(&m->base, "", err);
-	r = r ? r : add_messages(m);
-	r = r || !m->lora ? r : complete(&m->lora->base, "lora.", err);
-	r = r ? r : complete(&m->train->base, "train.", err);
+	int r = check_message(&m->base, "", err);
+	r = r ? r : jobspec_complete(&m->base, err);
 	if (r != 0) {
 		return r;
 	}
@@ -175,8 +162,7 @@ int convert_spec(const void *data, size_t len, struct spec *ret, struct errmsg *
 	r = r ? r : make_key(m, s.key);
 	r = r ? r : pack_message(m, &s.packed);
 	if (r != 0) {
-		struct request holder = {.spec = s};
-		request_deinit(&holder);
+		spec_deinit(&s);
 		return r;
 	}
 	*ret = s;

@@ -39,6 +39,11 @@ static int job_event(const Peftd__V1__TaskEvent *m, struct event *ret, struct er
 	ret->task = m->task;
 	ret->job.arena = m->arena_bytes;
 	ret->job.peak_rss = m->peak_rss;
+	if (m->measured) {
+		const Peftd__V1__Measured *used = m->measured;
+		ret->job.measured = (struct store_measured){used->base_weights, used->trainable_weights,
+			used->optimizer_states, used->gradients, used->activations, used->temporary, used->arena};
+	}
 	switch (in->what_case) {
 	case PEFTD__V1__EVENT__WHAT_STATE:
 		e->kind = EVENT_STATE;

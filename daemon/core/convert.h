@@ -26,6 +26,7 @@ struct child_config {
 	size_t n_endpoints;
 	const char *device;
 	uint32_t threads; /* 0: all cores */
+	uint64_t memory_limit; /* 0: what the machine has */
 };
 
 /* Sends an action that is a message. Errors of link_send(). */
@@ -37,11 +38,19 @@ int convert_send(struct link *l, const struct action *a, const struct child_conf
  * STATUS_INVALID names the key. */
 int convert_spec(const void *data, size_t len, struct spec *ret, struct errmsg *err);
 
+/* The seconds that a packed metrics event says its step took; 0 where it says nothing. */
+double convert_step_seconds(const void *event, size_t len);
+
 /* Packs an event of a job with its number and date. */
 int convert_event(struct packed *ret, const struct job_event *e, uint64_t seq, uint64_t wall_ns);
 
 /* Writes the core's decision into a packed Plan; `reason` may be NULL. */
 int convert_plan_decide(struct packed *plan, const char *decision, const char *reason);
+
+/* Whether a job's result can be merged into its base model, as its plan says: 1 or 0; -1 where a plan
+ * of an older peftd says nothing. *ret_method is its method, the caller's. */
+int convert_mergeable(const struct packed *spec, const struct packed *plan, int *ret,
+	char **ret_method);
 
 /* Writes name, path and date into a packed Model. */
 int convert_model_name(struct packed *model, const char *name, const char *path, uint64_t wall_ns);
@@ -87,6 +96,9 @@ int reply_job(struct packed *ret, const uint8_t *id, const struct store_job *j, 
 /* `job` 0 and `state` -1: plan only. */
 int reply_submit(
 	struct packed *ret, const uint8_t *id, uint64_t job, const struct packed *plan, int state);
+/* `sweep` 0 and `state` -1: plan only. */
+int reply_sweep(struct packed *ret, const uint8_t *id, uint64_t sweep, const struct packed *plans,
+	size_t n, int state);
 /* `job` NULL: not told. */
 int reply_watch(struct packed *ret, const uint8_t *id, const struct packed *events, size_t n,
 	uint64_t last_seq, const struct store_job *job, uint32_t position, bool more);

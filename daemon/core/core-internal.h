@@ -94,6 +94,24 @@ struct task {
 };
 TAILQ_HEAD(task_list, task);
 
+struct cached_plan {
+	uint8_t key[32];
+	struct packed plan;
+	uint64_t total, overhead, steps, used; /* used: 0 where the place is empty */
+	char *reason;
+};
+
+/* Jobs that are being submitted: all of them, or none. */
+struct draft {
+	struct store_job job;
+	uint8_t key[32]; /* of its plan */
+	struct cached_plan plan;
+};
+struct drafts {
+	struct draft *at;
+	size_t n, planned; /* those before `planned` have their plan */
+};
+
 /* A request that takes a child to answer. */
 struct work {
 	TAILQ_ENTRY(work) entry;
@@ -106,9 +124,7 @@ struct work {
 	unsigned deaths;                   /* of children that had it */
 	struct child *slot;                /* the inspect child that is being started for it */
 	uint64_t outputs_allowed, outputs; /* parts of the answer: credit given, and sent */
-	/* SUBMIT */
-	struct store_job draft; /* the job it will be */
-	uint8_t plan_key[32];
+	struct drafts drafts; /* SUBMIT */
 };
 TAILQ_HEAD(work_list, work);
 
@@ -170,13 +186,6 @@ struct preparation {
 	uint64_t session;
 };
 TAILQ_HEAD(preparation_list, preparation);
-
-struct cached_plan {
-	uint8_t key[32];
-	struct packed plan;
-	uint64_t total, overhead, steps, used; /* used: 0 where the place is empty */
-	char *reason;
-};
 
 /* ---- all of it ----------------------------------------------------------------------------- */
 
@@ -275,6 +284,13 @@ const struct store_checkpoint *job_checkpoint(
 	const struct store_job *rec, uint64_t step, bool best);
 bool job_has_final(const struct store_job *rec);
 
+/* ---- outcome.c ----------------------------------------------------------------------------- */
+
+/* Counts what is recorded of a job, each event once. */
+void outcome_metrics(struct job *j, const struct job_event *e);
+void outcome_eval(struct job *j, const struct job_event *e);
+int outcome_finish(struct core *c, struct job *j); /* when the job ends */
+
 /* ---- sched.c ------------------------------------------------------------------------------- */
 
 /* Starts what the trainer has room for. */
@@ -353,6 +369,9 @@ int bulk_add(struct core *c, const uint8_t digest[32], uint64_t offset, const vo
 	size_t len, struct bulk **ret);
 int submit_request(struct core *c, struct request *req); /* submit.c */
 int submit_result(struct core *c, struct work *w, struct task_result *r);
+/* Which job of a sweep a child is at work on, for complaints; NULL: there is just one. */
+const char *submit_variant(const struct work *w);
+void drafts_deinit(struct drafts *d);
 void plan_cache_deinit(struct core *c);
 int job_request(struct core *c, struct request *req); /* control.c */
 void hold_free(struct hold *h);

@@ -173,6 +173,10 @@ int job_set_state(struct core *c, struct job *j, enum job_state state, const cha
 	if (job_state_ended(state)) {
 		j->rec.ended_wall_ns = (uint64_t)c->wall;
 		c->ended_jobs = true;
+		int failed = outcome_finish(c, j);
+		if (failed < 0) {
+			return failed;
+		}
 	}
 	int r = job_append(c, j,
 		&(struct job_event){

@@ -183,6 +183,11 @@ static int serve(const struct config *c)
 	_cleanup_(programs_deinit) struct programs programs = {0};
 	_cleanup_(store_closep) struct store *store = NULL;
 	struct errmsg err = {.text = ""};
+	if (c->needs_run_folder && mkdir(CONFIG_RUN_FOLDER, 0755) < 0 && errno != EEXIST) {
+		fprintf(stderr, "peftd: %s: %s; give --endpoint ipc://PATH, or set XDG_RUNTIME_DIR\n",
+			CONFIG_RUN_FOLDER, strerror(errno));
+		return 1;
+	}
 	int r = programs_find(&programs, &err);
 	if (r != 0) {
 		fprintf(stderr, "peftd: %s\n", r > 0 ? err.text : strerror(-r));
@@ -220,6 +225,7 @@ static int serve(const struct config *c)
 				.n_endpoints = c->n_endpoints,
 				.device = c->device,
 				.threads = c->threads,
+				.memory_limit = c->memory_limit,
 			},
 		.programs = programs,
 		.level = (enum log_level)c->log_level,

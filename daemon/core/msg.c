@@ -4,6 +4,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+void spec_deinit(struct spec *s)
+{
+	packed_deinit(&s->packed);
+	free(s->name);
+	free(s->model);
+	free(s->dataset);
+	free(s->eval_dataset);
+	*s = (struct spec){0};
+}
+
 void request_deinit(struct request *r)
 {
 	free(r->name);
@@ -15,11 +25,11 @@ void request_deinit(struct request *r)
 	free(r->model);
 	free(r->dataset);
 	store_files_deinit(&r->adapter.uploaded);
-	packed_deinit(&r->spec.packed);
-	free(r->spec.name);
-	free(r->spec.model);
-	free(r->spec.dataset);
-	free(r->spec.eval_dataset);
+	for (size_t i = 0; i < r->n_members; i++) {
+		spec_deinit(&r->members[i].spec);
+		free(r->members[i].variant);
+	}
+	free(r->members);
 	*r = (struct request){0};
 }
 

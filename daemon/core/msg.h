@@ -31,7 +31,7 @@ enum request_kind {
 	REQUEST_DATASET_SHOW,
 	REQUEST_DATASET_REMOVE,
 	REQUEST_DATASET_INSPECT,
-	REQUEST_SUBMIT,
+	REQUEST_SUBMIT, /* of one job or of a sweep */
 	REQUEST_JOB_LIST,
 	REQUEST_JOB_SHOW,
 	REQUEST_JOB_CONTROL,
@@ -59,7 +59,14 @@ struct spec {
 	char *model, *dataset;
 	char *eval_dataset; /* NULL: none */
 	int priority;       /* -1 low, 0 normal, 1 high */
-	uint8_t key[32];    /* digest of the spec without name and priority */
+	uint8_t key[32];    /* digest of the spec without name, priority and seed */
+};
+void spec_deinit(struct spec *s);
+
+/* A job that is asked for, alone or as one of a sweep. */
+struct member {
+	struct spec spec;
+	char *variant; /* its own settings in the sweep, for people; NULL: alone */
 };
 
 struct request {
@@ -80,10 +87,13 @@ struct request {
 	struct packed body;                    /* DATASET_INSPECT, EVAL, GENERATE: the request itself */
 	char *model, *dataset;                 /* DATASET_INSPECT (model), EVAL, GENERATE (model) */
 	struct adapter_ref adapter;            /* EVAL, GENERATE */
-	struct spec spec;                      /* SUBMIT */
+	struct member *members;                /* SUBMIT: the jobs; one unless it is a sweep */
+	size_t n_members;
+	bool sweep;
 	bool hold, plan_only;                  /* SUBMIT */
 	int state;                             /* JOB_LIST: -1 any */
 	bool mine;                             /* JOB_LIST */
+	uint64_t of_sweep;                     /* JOB_LIST; 0: of any or none */
 	uint64_t job;                          /* JOB_*, WATCH, FETCH, READ */
 	enum control_action action;
 	uint64_t after;  /* WATCH */
@@ -92,6 +102,7 @@ struct request {
 	unsigned kinds;  /* WATCH: of enum store_event_kind; 0: all */
 	uint64_t step;   /* FETCH, READ */
 	bool best;       /* FETCH */
+	bool merge;      /* FETCH */
 };
 void request_deinit(struct request *r);
 
@@ -262,6 +273,7 @@ struct event {
 			struct job_event event; /* its strings are owned here */
 			char *text, *level;
 			uint64_t arena, peak_rss;
+			struct store_measured measured; /* arena 0: not told */
 		} job;
 		struct {
 			uint64_t step;

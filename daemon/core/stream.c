@@ -69,6 +69,24 @@ static void measure_folder(struct stream *s)
 	}
 }
 
+/* Of what a method trains not all can be put into weights of the base's shape; which, the plan has
+ * said. What could be is not merged by this version, and that is said rather than the adapter sent. */
+static int refuse_merge(struct core *c, const struct request *req, const struct store_job *rec)
+{
+	_cleanup_(freep) char *method = NULL;
+	int mergeable = -1;
+	int r = convert_mergeable(&rec->spec, &rec->plan, &mergeable, &method);
+	if (r < 0) {
+		return r;
+	}
+	return answer_status(c, req->session, req->id, STATUS_INVALID,
+		mergeable == 0 ? "job %llu cannot be merged: what %s trains here has no place in the base "
+						 "model's weights; without --merge its result comes as a folder"
+					   : "job %llu (%s) is not merged: this version of the daemon does not merge; "
+						 "without --merge its result comes as a folder",
+		(unsigned long long)rec->id, method);
+}
+
 static int name_folder(struct stream *s, const struct store_job *rec)
 {
 	int n = rec->name ? asprintf(&s->folder_name, "%s", rec->name)
@@ -99,6 +117,10 @@ static int prepare_content(
 			req->best ? "job %llu has no evaluated checkpoint; it is %s"
 					  : "job %llu has no checkpoint yet; it is %s",
 			id, job_state_name(rec->state));
+		return r ? r : 1;
+	}
+	if (req->merge) {
+		r = refuse_merge(c, req, rec);
 		return r ? r : 1;
 	}
 	r = store_files_copy(&s->content, &k->content);

@@ -1,7 +1,8 @@
 /*
  * Submit and plan. What is asked for is looked up at once; an inspect child computes the plan; then
  * the job is admitted, with its first event and the request's answer in one transaction, or
- * refused.
+ * refused. Of a sweep one job after the other is planned, and then all of them are admitted in that
+ * one transaction, or none.
  *
  * Plans are remembered by the digests of all they depend on: submitting what was planned just
  * before, or the same job with another name, asks no child.
@@ -51,8 +52,7 @@ static struct cached_plan *recall(struct core *c, const uint8_t key[32])
 	return NULL;
 }
 
-static int remember(
-	struct core *c, const uint8_t key[32], const struct task_result *res, struct cached_plan **ret)
+static int remember(struct core *c, const uint8_t key[32], const struct task_result *res)
 {
 	struct cached_plan *p = &c->plans[0];
 	for (int i = 1; i < PLAN_CACHE; i++) {
@@ -72,7 +72,6 @@ static int remember(
 	p->overhead = res->overhead;
 	p->steps = res->steps;
 	p->used = ++c->plan_uses;
-	*ret = p;
 	return 0;
 }
 
@@ -125,17 +124,16 @@ static int check_fit(const struct core *c, const struct cached_plan *p, struct e
 		return 0;
 	}
 	return errmsg_set(err, STATUS_WONT_FIT,
-		"the job needs %.2f GiB of memory (%.2f GiB of them for the process itself and a checkpoint), %.2f GiB may "
-		"be used here%s%s",
+		"the job needs %.2f GiB of memory (%.2f GiB of them for the process itself and a checkpoint), "
+		"%.2f GiB may be used here%s%s",
 		gib(p->total) + gib(p->overhead), gib(p->overhead), gib(limit), p->reason ? ": " : "",
 		p->reason ? p->reason : "; a smaller max_length, batch_size or r needs less");
 }
 
-static int reply_plan(
-	struct core *c, const struct request *req, const struct cached_plan *p, struct packed *ret)
+/* The plan as the client gets it: with what would become of the job. */
+static int decided_plan(const struct core *c, const struct cached_plan *p, struct packed *ret)
 {
 	struct errmsg why = {.text = ""};
-	struct packed plan = {0};
 	const char *decision = "admit";
 	if (check_fit(c, p, &why) != 0) {
 		decision = "refuse";
@@ -143,10 +141,31 @@ static int reply_plan(
 		decision = "queue";
 		errmsg_set(&why, 0, "other jobs run or wait on this device");
 	}
-	int r = packed_set(&plan, p->plan.data, p->plan.len);
-	r = r ? r : convert_plan_decide(&plan, decision, why.text);
-	r = r ? r : reply_submit(ret, req->id, 0, &plan, -1);
-	packed_deinit(&plan);
+	int r = packed_set(ret, p->plan.data, p->plan.len);
+	return r ? r : convert_plan_decide(ret, decision, why.text);
+}
+
+static void plans_free(struct packed *plans, size_t n)
+{
+	for (size_t i = 0; plans && i < n; i++) {
+		packed_deinit(&plans[i]);
+	}
+	free(plans);
+}
+
+static int reply_plans(
+	struct core *c, const struct request *req, const struct drafts *d, struct packed *ret)
+{
+	struct packed *plans = calloc_array(d->n, sizeof(*plans));
+	int r = plans ? 0 : -ENOMEM;
+	for (size_t i = 0; i < d->n && r == 0; i++) {
+		r = decided_plan(c, &d->at[i].plan, &plans[i]);
+	}
+	if (r == 0) {
+		r = req->sweep ? reply_sweep(ret, req->id, 0, plans, d->n, -1)
+					   : reply_submit(ret, req->id, 0, &plans[0], -1);
+	}
+	plans_free(plans, d->n);
 	return r;
 }
 
@@ -178,21 +197,19 @@ static int check_still_there(struct core *c, const struct store_job *draft, stru
 	return r;
 }
 
-/* Writes the job; takes the draft's contents. */
-static int write_job(struct core *c, const struct request *req, struct store_job *draft,
-	const struct cached_plan *p, struct packed *ret_reply)
+/* Writes a job; takes the draft's contents. */
+static int write_job(
+	struct core *c, const struct request *req, struct draft *d, struct job **ret_job)
 {
-	struct store_txn *t;
-	int r = core_write(c, &t);
-	r = r ? r : store_fatal(store_job_next_id(t, &draft->id));
-	r = r ? r : packed_set(&draft->plan, p->plan.data, p->plan.len);
+	struct store_job *draft = &d->job;
+	int r = packed_set(&draft->plan, d->plan.plan.data, d->plan.plan.len);
 	r = r ? r : convert_plan_decide(&draft->plan, sched_busy(c) ? "queue" : "admit", NULL);
 	if (r < 0) {
 		return r;
 	}
 	draft->state = req->hold ? JOB_HELD : JOB_PENDING;
-	draft->planned_bytes = p->total + p->overhead;
-	draft->steps = p->steps;
+	draft->planned_bytes = d->plan.total + d->plan.overhead;
+	draft->steps = d->plan.steps;
 	draft->submitted_wall_ns = (uint64_t)c->wall;
 	if (req->hold) {
 		r = copy_text(&draft->reason, "submitted with --hold");
@@ -203,37 +220,75 @@ static int write_job(struct core *c, const struct request *req, struct store_job
 		  : job_append(c, j,
 				&(struct job_event){
 					.kind = EVENT_STATE, .state = j->rec.state, .text = j->rec.reason});
-	return r ? r : reply_submit(ret_reply, req->id, j->rec.id, &j->rec.plan, (int)j->rec.state);
+	if (r == 0) {
+		*ret_job = j;
+	}
+	return r;
+}
+
+/* The jobs of a sweep get ids that follow each other: nobody else draws one in between. */
+static int write_jobs(
+	struct core *c, const struct request *req, struct drafts *d, struct packed *ret_reply)
+{
+	struct store_txn *t;
+	struct job *j = NULL;
+	uint64_t first = 0;
+	struct packed *plans = calloc_array(d->n, sizeof(*plans));
+	int r = plans ? core_write(c, &t) : -ENOMEM;
+	for (size_t i = 0; i < d->n && r == 0; i++) {
+		struct store_job *draft = &d->at[i].job;
+		r = store_fatal(store_job_next_id(t, &draft->id));
+		first = first ? first : draft->id;
+		if (req->sweep) {
+			draft->sweep = first;
+			draft->sweep_size = (uint32_t)d->n;
+		}
+		r = r ? r : write_job(c, req, &d->at[i], &j);
+		r = r ? r : packed_set(&plans[i], j->rec.plan.data, j->rec.plan.len);
+	}
+	if (r == 0) {
+		r = req->sweep ? reply_sweep(ret_reply, req->id, first, plans, d->n, (int)j->rec.state)
+					   : reply_submit(ret_reply, req->id, first, &plans[0], (int)j->rec.state);
+	}
+	plans_free(plans, d->n);
+	return r;
 }
 
 /* 0 with a reply; a status with err. */
-static int decide(struct core *c, const struct request *req, struct store_job *draft,
-	const struct cached_plan *p, struct packed *ret_reply, struct errmsg *err)
+static int decide(struct core *c, const struct request *req, struct drafts *d,
+	struct packed *ret_reply, struct errmsg *err)
 {
 	if (req->plan_only) {
-		return reply_plan(c, req, p, ret_reply);
+		return reply_plans(c, req, d, ret_reply);
 	}
-	int r = check_fit(c, p, err);
-	r = r ? r : store_room(c->store, JOB_ROOM, err);
-	r = r ? r : check_still_there(c, draft, err);
-	return r ? r : write_job(c, req, draft, p, ret_reply);
+	int r = 0;
+	for (size_t i = 0; i < d->n && r == 0; i++) {
+		r = check_fit(c, &d->at[i].plan, err);
+		r = r ? r : check_still_there(c, &d->at[i].job, err);
+		if (r > 0 && req->sweep) {
+			r = errmsg_prefix(err, r, "%s", d->at[i].job.variant);
+		}
+	}
+	r = r ? r : store_room(c->store, d->n * JOB_ROOM, err);
+	return r ? r : write_jobs(c, req, d, ret_reply);
 }
 
 /* ---- the request --------------------------------------------------------------------------- */
 
-/* Looks up all that the spec names; 1: answered. Takes the spec's packed form and the blob. */
-static int fill_draft(struct core *c, struct request *req, struct store_job *draft)
+/* Looks up all that the spec names; 1: answered. */
+static int fill_draft(
+	struct core *c, struct request *req, const struct member *m, struct store_job *draft)
 {
-	struct store_model m = {0};
-	const struct spec *spec = &req->spec;
-	int r = find_model(c, req, spec->model, &m);
+	struct store_model model = {0};
+	const struct spec *spec = &m->spec;
+	int r = find_model(c, req, spec->model, &model);
 	if (r != 0) {
 		return r;
 	}
-	draft->model = m.name;
-	draft->model_path = m.path;
-	memcpy(draft->model_digest, m.digest, sizeof(m.digest));
-	packed_deinit(&m.facts);
+	draft->model = model.name;
+	draft->model_path = model.path;
+	memcpy(draft->model_digest, model.digest, sizeof(model.digest));
+	packed_deinit(&model.facts);
 	r = find_dataset(c, req, "dataset", spec->dataset, &draft->dataset);
 	if (r == 0 && spec->eval_dataset) {
 		r = find_dataset(c, req, "eval_dataset", spec->eval_dataset, &draft->eval_dataset);
@@ -243,11 +298,63 @@ static int fill_draft(struct core *c, struct request *req, struct store_job *dra
 		r = r ? r : store_files_copy(&draft->init_adapter, &req->blob);
 	}
 	r = r ? r : copy_text(&draft->name, spec->name);
+	r = r ? r : copy_text(&draft->variant, m->variant);
 	r = r ? r : packed_set(&draft->spec, spec->packed.data, spec->packed.len);
 	memcpy(draft->request_id, req->id, sizeof(draft->request_id));
 	draft->owner_uid = req->uid;
 	draft->priority = spec->priority;
 	return r;
+}
+
+static int fill_drafts(struct core *c, struct request *req, struct drafts *d)
+{
+	d->at = calloc_array(req->n_members, sizeof(*d->at));
+	int r = d->at ? 0 : -ENOMEM;
+	for (size_t i = 0; i < req->n_members && r == 0; i++) {
+		struct draft *to = &d->at[d->n++];
+		r = fill_draft(c, req, &req->members[i], &to->job);
+		if (r == 0) {
+			make_plan_key(c, &req->members[i].spec, &to->job, to->key);
+		}
+	}
+	return r;
+}
+
+void drafts_deinit(struct drafts *d)
+{
+	for (size_t i = 0; i < d->n; i++) {
+		store_job_deinit(&d->at[i].job);
+		cached_deinit(&d->at[i].plan);
+	}
+	free(d->at);
+	*d = (struct drafts){0};
+}
+
+const char *submit_variant(const struct work *w)
+{
+	const struct drafts *d = &w->drafts;
+	return w->req.sweep && d->planned < d->n ? d->at[d->planned].job.variant : NULL;
+}
+
+/* Takes the plans that are remembered already, as far as they follow each other. */
+static int take_plans(struct core *c, struct drafts *d)
+{
+	while (d->planned < d->n) {
+		struct draft *to = &d->at[d->planned];
+		const struct cached_plan *p = recall(c, to->key);
+		if (!p) {
+			return 0;
+		}
+		to->plan = (struct cached_plan){
+			.total = p->total, .overhead = p->overhead, .steps = p->steps, .used = 1};
+		int r = packed_set(&to->plan.plan, p->plan.data, p->plan.len);
+		r = r ? r : copy_text(&to->plan.reason, p->reason);
+		if (r < 0) {
+			return r;
+		}
+		d->planned++;
+	}
+	return 0;
 }
 
 static int build_task(const struct core *c, const struct store_job *draft, struct task_spec **ret)
@@ -276,12 +383,11 @@ static int build_task(const struct core *c, const struct store_job *draft, struc
 	return 0;
 }
 
-static int answer_now(
-	struct core *c, struct request *req, struct store_job *draft, const struct cached_plan *p)
+static int answer_now(struct core *c, struct request *req, struct drafts *d)
 {
 	struct packed reply;
 	struct errmsg err;
-	int r = decide(c, req, draft, p, &reply, &err);
+	int r = decide(c, req, d, &reply, &err);
 	if (r != 0) {
 		return r < 0 ? r : answer_status(c, req->session, req->id, r, "%s", err.text);
 	}
@@ -291,34 +397,46 @@ static int answer_now(
 
 int submit_request(struct core *c, struct request *req)
 {
-	struct store_job draft = {.last_loss = 0};
-	uint8_t key[32];
-	int r = fill_draft(c, req, &draft);
-	if (r == 0) {
-		make_plan_key(c, &req->spec, &draft, key);
-		const struct cached_plan *p = recall(c, key);
-		struct task_spec *task;
-		struct work *w;
-		if (p) {
-			r = answer_now(c, req, &draft, p);
-		} else if ((r = build_task(c, &draft, &task)) == 0 &&
-			(r = work_add(c, req, task, false, &w)) == 0) {
-			w->draft = draft;
-			memcpy(w->plan_key, key, sizeof(key));
-			return 0;
-		}
+	struct drafts d = {0};
+	struct task_spec *task;
+	struct work *w;
+	int r = fill_drafts(c, req, &d);
+	r = r ? r : take_plans(c, &d);
+	if (r == 0 && d.planned == d.n) {
+		r = answer_now(c, req, &d);
+	} else if (r == 0 && (r = build_task(c, &d.at[d.planned].job, &task)) == 0 &&
+		(r = work_add(c, req, task, false, &w)) == 0) {
+		w->drafts = d;
+		return 0;
 	}
-	store_job_deinit(&draft);
+	drafts_deinit(&d);
+	return r;
+}
+
+/* The next plan takes another child: this one has been dismissed. */
+static int plan_next(struct core *c, struct work *w)
+{
+	struct task_spec *task;
+	int r = build_task(c, &w->drafts.at[w->drafts.planned].job, &task);
+	if (r == 0) {
+		task_spec_unref(w->spec);
+		w->spec = task;
+		w->deaths = 0;
+	}
 	return r;
 }
 
 int submit_result(struct core *c, struct work *w, struct task_result *res)
 {
-	struct cached_plan *p;
+	struct drafts *d = &w->drafts;
 	struct packed reply;
 	struct errmsg err;
-	int r = remember(c, w->plan_key, res, &p);
-	r = r ? r : decide(c, &w->req, &w->draft, p, &reply, &err);
+	int r = remember(c, d->at[d->planned].key, res);
+	r = r ? r : take_plans(c, d);
+	if (r == 0 && d->planned < d->n) {
+		return plan_next(c, w);
+	}
+	r = r ? r : decide(c, &w->req, d, &reply, &err);
 	if (r != 0) {
 		return r < 0 ? r : work_fail(c, w, r, "%s", err.text);
 	}

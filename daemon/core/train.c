@@ -120,6 +120,9 @@ static int started(struct core *c, struct job *j, const struct event *ev)
 	if (ev->job.arena) {
 		j->rec.measured_arena = ev->job.arena;
 	}
+	if (ev->job.measured.arena) {
+		j->rec.measured = ev->job.measured;
+	}
 	return job_set_state(c, j, JOB_RUNNING, NULL);
 }
 
@@ -143,12 +146,14 @@ int train_event(struct core *c, struct task *t, struct event *ev)
 		}
 		j->rec.last_step = e->step;
 		j->rec.last_loss = e->loss;
+		outcome_metrics(j, e);
 		return job_append(c, j, e);
 	case EVENT_EVAL:
 		if (e->step <= j->rec.last_eval_step) {
 			return 0;
 		}
 		j->rec.last_eval_step = e->step;
+		outcome_eval(j, e);
 		return job_append(c, j, e);
 	case EVENT_LOG:
 		return job_append(c, j, e);
@@ -240,8 +245,11 @@ int train_result(struct core *c, struct task *t, const struct task_result *res)
 		j->stop = STOP_HOLD;
 		free(j->stop_reason);
 		j->stop_reason = NULL;
-		int r = copy_text(&j->stop_reason, text);
-		return r ? r : leave(c, j, text);
+		char held[700];
+		snprintf(held, sizeof(held), "%.600s; then: peftctl release %llu", text,
+			(unsigned long long)j->rec.id);
+		int r = copy_text(&j->stop_reason, held);
+		return r ? r : leave(c, j, held);
 	case STATUS_CANCELLED:
 	case STATUS_UNAVAILABLE: {
 		char why[600];

@@ -17,7 +17,7 @@ static void work_free(struct core *c, struct work *w)
 	request_deinit(&w->req);
 	free(w->sessions);
 	task_spec_unref(w->spec);
-	store_job_deinit(&w->draft);
+	drafts_deinit(&w->drafts);
 	free(w);
 }
 
@@ -245,6 +245,11 @@ int work_result(struct core *c, struct work *w, struct task_result *res)
 		if (r < 0) {
 			return r;
 		}
+	}
+	const char *variant = submit_variant(w);
+	if (res->code != STATUS_OK && variant) {
+		return work_fail(
+			c, w, res->code, "%s: %s", variant, res->text ? res->text : status_name(res->code));
 	}
 	if (res->code != STATUS_OK) {
 		return work_fail(c, w, res->code, "%s", res->text ? res->text : status_name(res->code));

@@ -92,6 +92,15 @@ int endpoint_bind(void *zmq_socket, const char *endpoint, mode_t mode, struct er
 	return 0;
 }
 
+void endpoint_remove(const char *endpoint)
+{
+	struct errmsg err;
+	/* A daemon that has taken the path over meanwhile keeps its socket. */
+	if (check_free(ipc_path(endpoint), &err) == 0) {
+		unlink(ipc_path(endpoint));
+	}
+}
+
 uint32_t endpoint_peer_uid(const char *peer_address)
 {
 	if (!peer_address) {

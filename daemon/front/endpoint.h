@@ -17,6 +17,9 @@ int endpoint_check(const char *endpoint, struct errmsg *err);
  */
 int endpoint_bind(void *zmq_socket, const char *endpoint, mode_t mode, struct errmsg *err);
 
+/* Removes the socket's file of an endpoint that this process has bound and closed; libzmq leaves it. */
+void endpoint_remove(const char *endpoint);
+
 /* The user id in a Peer-Address of libzmq over ipc ("…:uid:gid:pid"); UINT32_MAX for anything
  * else. */
 uint32_t endpoint_peer_uid(const char *peer_address);

@@ -124,6 +124,9 @@ void front_free(struct front *f)
 		zmq_ctx_term(f->zmq);
 	}
 	for (size_t i = 0; i < f->n_endpoints; i++) {
+		if (f->shut_down && f->is_bound[i]) {
+			endpoint_remove(f->endpoints[i]);
+		}
 		free(f->endpoints[i]);
 	}
 	session_table_free(f->sessions);

@@ -165,15 +165,19 @@ static bool begin(struct compute *c, struct errmsg *err, int *ret)
 	bool configured = t->configured, shutdown = t->shutdown;
 	memcpy(device, t->device, sizeof(device));
 	unsigned threads = t->threads;
+	uint64_t limit = t->memory_limit;
 	pthread_mutex_unlock(&t->lock);
 	if (shutdown) {
 		return false;
 	}
 
 	c->memory_total = process_memory_total();
+	if (limit == 0 || limit > c->memory_total) {
+		limit = c->memory_total;
+	}
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	c->threads = threads ? threads : cpus > 0 ? (unsigned)cpus : 1;
-	*ret = models_new(&c->models, t, c->memory_total);
+	*ret = models_new(&c->models, t, limit > PROCESS_OVERHEAD ? limit - PROCESS_OVERHEAD : 0);
 	if (*ret == 0) {
 		*ret = sample_cache_new(&c->samples);
 	}

@@ -1,4 +1,4 @@
-#include "daemon/trainer/convert.h"
+#include "daemon/trainer/convert-internal.h"
 
 #include <errno.h>
 #include <math.h>
@@ -16,8 +16,7 @@ static int text(const ProtobufCBinaryData *b, const char *what, char **ret, stru
 	return b->len == 0 ? 0 : proto_str(b, what, ret, err);
 }
 
-/* The position of a word in a NULL-terminated list. */
-static int word(const ProtobufCBinaryData *b, const char *what, const char *const *words, int *ret,
+int convert_word(const ProtobufCBinaryData *b, const char *what, const char *const *words, int *ret,
 	struct errmsg *err)
 {
 	char list[256] = "";
@@ -43,37 +42,9 @@ static int dtype(const ProtobufCBinaryData *b, const char *what, enum dtype *ret
 	struct errmsg *err)
 {
 	int i = 0;
-	int r = word(b, what, dtype_words, &i, err);
+	int r = convert_word(b, what, dtype_words, &i, err);
 	*ret = i == 0 ? DTYPE_F32 : DTYPE_BF16;
 	return r;
-}
-
-static int lora_spec(const Peftd__V1__LoraSpec *pb, struct job_spec *s, struct errmsg *err)
-{
-	s->lora_r = pb->r;
-	s->lora_alpha = pb->lora_alpha;
-	s->lora_dropout = pb->lora_dropout;
-	size_t n = pb->n_target_modules;
-	s->target_modules = calloc_array(n ? n : 1, sizeof(char *));
-	if (!s->target_modules) {
-		return -ENOMEM;
-	}
-	for (size_t i = 0; i < n; i++) {
-		int r = proto_str(&pb->target_modules[i], "lora.target_modules",
-			&s->target_modules[i], err);
-		if (r != 0) {
-			return r;
-		}
-		s->n_target_modules = i + 1;
-	}
-	if (n == 0) {
-		s->target_modules[0] = strdup("all-linear");
-		if (!s->target_modules[0]) {
-			return -ENOMEM;
-		}
-		s->n_target_modules = 1;
-	}
-	return 0;
 }
 
 static int train_spec(const Peftd__V1__TrainSpec *pb, struct job_spec *s, struct errmsg *err)
@@ -102,13 +73,13 @@ static int train_spec(const Peftd__V1__TrainSpec *pb, struct job_spec *s, struct
 	s->microbatch_tokens = pb->microbatch_tokens;
 
 	int overlong = 0, scheduler = 0, order = 0;
-	int r = word(&pb->overlong, "train.overlong", overlong_words, &overlong, err);
+	int r = convert_word(&pb->overlong, "train.overlong", overlong_words, &overlong, err);
 	if (r == 0) {
-		r = word(&pb->lr_scheduler_type, "train.lr_scheduler_type", scheduler_words, &scheduler,
+		r = convert_word(&pb->lr_scheduler_type, "train.lr_scheduler_type", scheduler_words, &scheduler,
 			err);
 	}
 	if (r == 0) {
-		r = word(&pb->data_order, "train.data_order", order_words, &order, err);
+		r = convert_word(&pb->data_order, "train.data_order", order_words, &order, err);
 	}
 	if (r == 0) {
 		r = dtype(&pb->dtype, "train.dtype", &s->dtype, err);
@@ -123,7 +94,6 @@ static int train_spec(const Peftd__V1__TrainSpec *pb, struct job_spec *s, struct
 
 static int job_spec(const Peftd__V1__JobSpec *pb, struct job_spec *s, struct errmsg *err)
 {
-	static const Peftd__V1__LoraSpec lora_default = PEFTD__V1__LORA_SPEC__INIT;
 	static const Peftd__V1__TrainSpec train_default = PEFTD__V1__TRAIN_SPEC__INIT;
 
 	int r = proto_str(&pb->method, "method", &s->method, err);
@@ -140,7 +110,8 @@ static int job_spec(const Peftd__V1__JobSpec *pb, struct job_spec *s, struct err
 		r = text(&pb->init_adapter, "init_adapter", &s->init_adapter, err);
 	}
 	if (r == 0) {
-		r = lora_spec(pb->lora ? pb->lora : &lora_default, s, err);
+		s->config.method = s->method;
+		r = convert_method(pb, &s->config, err);
 	}
 	if (r == 0) {
 		r = train_spec(pb->train ? pb->train : &train_default, s, err);
@@ -409,6 +380,9 @@ void convert_plan(Peftd__V1__Plan *pb, const struct plan_info *p)
 	SET(pb, total_parameters, p->memory.total_parameters);
 	SET(pb, microbatch_tokens, (uint64_t)p->memory.microbatch_tokens);
 	SET(pb, flops_per_token, p->memory.flops_per_token);
+	SET(pb, inference_flops_per_token, p->memory.inference_flops_per_token);
+	SET(pb, inference_bytes_per_token, p->memory.inference_bytes_per_token);
+	SET(pb, mergeable, p->memory.mergeable);
 	SET(pb, steps, p->steps);
 	SET(pb, epochs, p->epochs);
 	SET(pb, rows, p->rows);

@@ -28,16 +28,7 @@ int spec_config(const struct job_spec *spec, struct train_config *config,
 		.sequential = spec->sequential,
 		.microbatch_tokens = spec->microbatch_tokens,
 	};
-	*method = (struct method_config){
-		.method = spec->method,
-		.lora = {
-			.r = spec->lora_r,
-			.lora_alpha = spec->lora_alpha,
-			.lora_dropout = spec->lora_dropout,
-			.target_modules = spec->target_modules,
-			.n_target_modules = spec->n_target_modules,
-		},
-	};
+	*method = spec->config;
 	if (spec->max_steps == 0 &&
 		(!isfinite(spec->num_train_epochs) || spec->num_train_epochs <= 0)) {
 		return errmsg_set(err, STATUS_INVALID,
@@ -79,6 +70,28 @@ static int read_rows(struct compute *c, struct task *task, struct job *job, stru
 	return 0;
 }
 
+/* prompt_tuning that starts from a text: its tokens, with the special ones the tokenizer adds. */
+static int read_init_text(struct job *job, struct job_spec *spec, struct errmsg *err)
+{
+	struct prompt_tuning_config *c = &spec->config.prompt_tuning;
+	if (!c->prompt_tuning_init_text) {
+		return 0;
+	}
+	const struct tokenizer *tokenizer;
+	int r = model_tokenizer(job->model, &tokenizer, err);
+	size_t n = strlen(c->prompt_tuning_init_text);
+	struct ids ids = {0};
+	r = r ? r : tokenizer_encode(tokenizer, c->prompt_tuning_init_text, n, true, &ids, err);
+	if (r != 0) {
+		ids_deinit(&ids);
+		return r > 0 ? errmsg_prefix(err, r, "prompt_tuning.prompt_tuning_init_text") : r;
+	}
+	c->n_init_ids = ids.len;
+	c->init_ids = ids.data; /* the method's from here on */
+	job->method.prompt_tuning = *c;
+	return 0;
+}
+
 int job_prepare(struct compute *c, struct task *task, struct job *job, struct errmsg *err)
 {
 	*job = (struct job){.compute = c};
@@ -92,15 +105,24 @@ int job_prepare(struct compute *c, struct task *task, struct job *job, struct er
 	if (r != 0) {
 		return r;
 	}
-	job->method.lora.base_model_name_or_path = (char *)model_public_name(job->model);
+	job->method.base_model_name_or_path = (char *)model_public_name(job->model);
+	r = read_init_text(job, &task->spec, err);
+	if (r != 0) {
+		return r;
+	}
 	r = read_rows(c, task, job, err);
 	if (r != 0) {
 		return r;
 	}
 	job->config.max_steps = train_steps(job->samples->n, spec->batch_size, spec->max_steps,
 		spec->num_train_epochs);
-	job->epochs = (double)job->config.max_steps * (double)spec->batch_size /
-		(double)job->samples->n;
+	if (job->config.max_steps == 0) {
+		return errmsg_set(err, STATUS_INVALID, "train.num_train_epochs: %g epochs of %zu rows are "
+			"no number of steps from 1 to 2^40", spec->num_train_epochs, (size_t)job->samples->n);
+	}
+	/* An epoch ends with a batch of what is left. */
+	job->epochs = (double)job->config.max_steps /
+		(double)train_steps(job->samples->n, spec->batch_size, 0, 1);
 
 	if (task->adapter != NO_INPUT) {
 		r = task_adapter(c->trainer, task, task->adapter, &job->init, err);
@@ -122,34 +144,29 @@ void job_release(struct job *job)
 	models_close(job->compute->models, job->model);
 }
 
-/* Refuses at submit what would fail when training starts. */
-static int check_init(const struct job *job, const struct memory_plan *plan, struct errmsg *err)
+/* Refuses at submit what would fail when training starts: an adapter of LoRA alone has just the
+ * factors that are trained. Other methods' files may hold more or less than is trained. */
+static int check_size(const struct job *job, const struct memory_plan *plan, struct errmsg *err)
 {
-	const struct lora_config *have = &job->init.config, *want = &job->method.lora;
-	if (have->r != want->r) {
-		return errmsg_set(err, STATUS_INVALID,
-			"init_adapter has r %" PRId64 ", the job's lora.r is %" PRId64 "; set lora.r: %" PRId64,
-			have->r, want->r, have->r);
-	}
-	if (have->lora_alpha != want->lora_alpha) {
-		return errmsg_set(err, STATUS_INVALID,
-			"init_adapter has lora_alpha %g, the job's lora.lora_alpha is %g; set lora.lora_alpha: "
-			"%g", have->lora_alpha, want->lora_alpha, have->lora_alpha);
-	}
+	const struct lora_config *c = &job->method.lora;
 	uint64_t n = 0;
+	if (strcmp(job->method.method, "lora") != 0 || c->bias != LORA_BIAS_NONE ||
+		c->modules_to_save.n > 0) {
+		return 0;
+	}
 	for (size_t i = 0; i < job->init.tensors.n_tensors; i++) {
 		const struct st_tensor *t = &job->init.tensors.tensors[i];
 		uint64_t elements = 1;
 		for (int d = 0; d < t->n_dims; d++) {
 			elements *= (uint64_t)t->dims[d];
 		}
-		n += elements;
+		n += strstr(t->name, ".lora_") ? elements : 0;
 	}
 	if (n != plan->trainable_parameters) {
 		return errmsg_set(err, STATUS_INVALID,
-			"init_adapter has %" PRIu64 " parameters, the job trains %" PRIu64 "; set "
-			"lora.target_modules to those of the adapter, and check that it was made for this "
-			"model", n, plan->trainable_parameters);
+			"it has %" PRIu64 " parameters, the job trains %" PRIu64 "; set lora.target_modules to "
+			"those of the adapter, and check that it was made for this model", n,
+			plan->trainable_parameters);
 	}
 	return 0;
 }
@@ -159,7 +176,9 @@ int job_plan(struct job *job, uint64_t memory_limit, struct memory_plan *ret, st
 	int r = train_plan(ret, model_files_of(job->model), job->compute->backend, &job->config,
 		&job->method, job->longest, memory_limit, err);
 	if (r == 0 && job->has_init) {
-		r = check_init(job, ret, err);
+		r = adapter_can_start(&job->init, &job->method, err);
+		r = r ? r : check_size(job, ret, err);
+		r = r > 0 ? errmsg_prefix(err, r, "init_adapter") : r;
 	}
 	return r;
 }

@@ -83,13 +83,14 @@ void emit_ready(struct trainer *t, const char *device, unsigned threads, uint64_
 }
 
 static void send_event(struct trainer *t, const struct task *task, Peftd__V1__Event *event,
-	uint64_t arena_bytes)
+	Peftd__V1__Measured *measured)
 {
 	Peftd__V1__TaskEvent te = PEFTD__V1__TASK_EVENT__INIT;
 	te.task = task->id;
 	te.event = event;
-	if (arena_bytes > 0) {
-		SET(&te, arena_bytes, arena_bytes);
+	if (measured) {
+		te.measured = measured;
+		SET(&te, arena_bytes, measured->arena);
 		SET(&te, peak_rss, process_peak_rss());
 	}
 	Peftd__V1__TrainerToCore msg = PEFTD__V1__TRAINER_TO_CORE__INIT;
@@ -98,17 +99,35 @@ static void send_event(struct trainer *t, const struct task *task, Peftd__V1__Ev
 	enqueue(t, &msg);
 }
 
-void emit_state(struct trainer *t, const struct task *task, enum event_state state,
-	uint64_t arena_bytes)
+static void send_state(struct trainer *t, const struct task *task, Peftd__V1__JobState state,
+	Peftd__V1__Measured *measured)
 {
 	Peftd__V1__StateEvent s = PEFTD__V1__STATE_EVENT__INIT;
-	s.state = state == EVENT_RUNNING ? PEFTD__V1__JOB_STATE__JOB_RUNNING
-									 : PEFTD__V1__JOB_STATE__JOB_STARTING;
+	s.state = state;
 	SET(&s, attempt, task->train.attempt);
 	Peftd__V1__Event event = PEFTD__V1__EVENT__INIT;
 	event.what_case = PEFTD__V1__EVENT__WHAT_STATE;
 	event.state = &s;
-	send_event(t, task, &event, arena_bytes);
+	send_event(t, task, &event, measured);
+}
+
+void emit_starting(struct trainer *t, const struct task *task)
+{
+	send_state(t, task, PEFTD__V1__JOB_STATE__JOB_STARTING, NULL);
+}
+
+void emit_running(struct trainer *t, const struct task *task, const struct memory_plan *p,
+	uint64_t arena)
+{
+	Peftd__V1__Measured m = PEFTD__V1__MEASURED__INIT;
+	SET(&m, base_weights, p->base_weights);
+	SET(&m, trainable_weights, p->trainable_weights);
+	SET(&m, optimizer_states, p->optimizer_states);
+	SET(&m, gradients, p->gradients);
+	SET(&m, activations, p->activations);
+	SET(&m, temporary, p->temporary);
+	SET(&m, arena, arena);
+	send_state(t, task, PEFTD__V1__JOB_STATE__JOB_RUNNING, &m);
 }
 
 void emit_metrics(struct trainer *t, const struct task *task, const struct step_metrics *m)
@@ -124,7 +143,7 @@ void emit_metrics(struct trainer *t, const struct task *task, const struct step_
 	Peftd__V1__Event event = PEFTD__V1__EVENT__INIT;
 	event.what_case = PEFTD__V1__EVENT__WHAT_METRICS;
 	event.metrics = &e;
-	send_event(t, task, &event, 0);
+	send_event(t, task, &event, NULL);
 }
 
 void emit_eval(struct trainer *t, const struct task *task, int64_t step,
@@ -138,7 +157,7 @@ void emit_eval(struct trainer *t, const struct task *task, int64_t step,
 	Peftd__V1__Event event = PEFTD__V1__EVENT__INIT;
 	event.what_case = PEFTD__V1__EVENT__WHAT_EVAL;
 	event.eval = &e;
-	send_event(t, task, &event, 0);
+	send_event(t, task, &event, NULL);
 }
 
 void emit_log(struct trainer *t, const struct task *task, const char *level, const char *fmt, ...)
@@ -156,7 +175,7 @@ void emit_log(struct trainer *t, const struct task *task, const char *level, con
 	Peftd__V1__Event event = PEFTD__V1__EVENT__INIT;
 	event.what_case = PEFTD__V1__EVENT__WHAT_LOG;
 	event.log = &e;
-	send_event(t, task, &event, 0);
+	send_event(t, task, &event, NULL);
 }
 
 static void send_output(struct trainer *t, Peftd__V1__TaskOutput *out)

@@ -57,6 +57,7 @@ static int on_config(struct server *s, const Peftd__V1__TrainerConfig *pb)
 	}
 	t->device[n] = '\0';
 	t->threads = pb->threads;
+	t->memory_limit = pb->memory_limit;
 	t->configured = true;
 	pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);

@@ -5,12 +5,6 @@
 #include "daemon/trainer/job.h"
 #include "daemon/trainer/trainer.h"
 
-/*
- * What the trainer's process takes beside base weights and arena: code and libraries, the product
- * library's compiled kernels, tokenizer, tokens of the rows. A checkpoint on its way out comes on top.
- */
-#define PROCESS_OVERHEAD ((uint64_t)160 * 1024 * 1024)
-
 /* The part of the measured product speed that training reaches; for estimates of time only. */
 #define TRAIN_EFFICIENCY 0.6
 

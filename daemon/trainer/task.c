@@ -19,10 +19,7 @@ static void job_spec_deinit(struct job_spec *s)
 	free(s->dataset);
 	free(s->chat_template);
 	free(s->init_adapter);
-	for (size_t i = 0; i < s->n_target_modules; i++) {
-		free(s->target_modules[i]);
-	}
-	free(s->target_modules);
+	method_config_deinit(&s->config);
 }
 
 static void task_dataset_deinit(struct task_dataset *d)
@@ -213,6 +210,17 @@ int task_input_file(const struct task *task, int index, const char *name, const 
 	return errmsg_set(err, STATUS_INVALID, "there is no file %s", name);
 }
 
+static bool task_has_file(const struct task *task, int index, const char *name)
+{
+	const struct input *in = &task->inputs[index];
+	for (size_t i = 0; i < in->n_files; i++) {
+		if (strcmp(in->files[i].name, name) == 0) {
+			return true;
+		}
+	}
+	return false;
+}
+
 int task_adapter(struct trainer *t, struct task *task, int index, struct adapter *ret,
 	struct errmsg *err)
 {
@@ -222,9 +230,18 @@ int task_adapter(struct trainer *t, struct task *task, int index, struct adapter
 	if (r != 0) {
 		return r;
 	}
-	r = task_input_file(task, index, "adapter_config.json", &config, &config_len, err);
+	/* Two of the three kinds of folders have the same configuration's name. */
+	enum adapter_kind kind = 0;
+	while (kind < ADAPTER_KINDS - 1 && !task_has_file(task, index, adapter_files(kind).weights)) {
+		kind++;
+	}
+	struct adapter_files names = adapter_files(kind);
+	if (!task_has_file(task, index, names.weights)) {
+		names = adapter_files(ADAPTER_PEFT); /* the usual one is what is missing */
+	}
+	r = task_input_file(task, index, names.config, &config, &config_len, err);
 	if (r == 0) {
-		r = task_input_file(task, index, "adapter_model.safetensors", &weights, &weights_len, err);
+		r = task_input_file(task, index, names.weights, &weights, &weights_len, err);
 	}
 	if (r == 0) {
 		r = adapter_parse(ret, config, config_len, weights, weights_len, err);

@@ -77,9 +77,10 @@ static int begin_checkpoint(struct run *run, bool final, struct errmsg *err)
 		return r;
 	}
 	int64_t step = train_session_step(run->session);
+	struct adapter_files names = adapter_files(adapter_kind_of_config(config.data, config.len));
 	const struct input_file files[] = {
-		{(char *)"adapter_config.json", config.len},
-		{(char *)"adapter_model.safetensors", weights_len},
+		{(char *)names.config, config.len},
+		{(char *)names.weights, weights_len},
 		{(char *)"peftd_state.safetensors", data.len - weights_len - config.len},
 	};
 	r = emit_checkpoint(run->trainer, run->task, (uint64_t)step, &data, files, ARRAY_LEN(files),
@@ -203,7 +204,7 @@ static int start(struct run *run, struct errmsg *err)
 {
 	struct task *task = run->task;
 	bool resumes = task->train.resume_checkpoint != NO_INPUT;
-	emit_state(run->trainer, task, EVENT_STARTING, 0);
+	emit_starting(run->trainer, task);
 	int r = job_prepare(run->compute, task, &run->job, err);
 	if (r != 0) {
 		return r;
@@ -225,7 +226,7 @@ static int start(struct run *run, struct errmsg *err)
 		errmsg_set(err, r, r == STATUS_CANCELLED ? "cancelled" : "stopped before the first step");
 	}
 	if (r == 0) {
-		emit_state(run->trainer, task, EVENT_RUNNING, run->arena);
+		emit_running(run->trainer, task, &run->plan, run->arena);
 	}
 	return r;
 }

@@ -68,10 +68,7 @@ struct task_dataset {
 /* JobSpec in plain C: defaults filled in, words turned into numbers. */
 struct job_spec {
 	char *method, *model, *dataset, *chat_template, *init_adapter; /* may be NULL but for method */
-	int64_t lora_r;
-	double lora_alpha, lora_dropout;
-	char **target_modules;
-	size_t n_target_modules;
+	struct method_config config; /* its own memory, but for config.method, which is `method` */
 	uint32_t max_steps; /* 0: by epochs */
 	double num_train_epochs;
 	int64_t batch_size, max_length;
@@ -153,7 +150,6 @@ void task_free(struct task *t);
 
 /* ---- what the trainer answers ---------------------------------------------------------------- */
 
-enum event_state { EVENT_STARTING, EVENT_RUNNING };
 
 struct plan_info {
 	struct memory_plan memory;
@@ -218,6 +214,10 @@ struct result {
 	const struct train_info *train;
 };
 
+/* What the trainer's process takes beside base weights and arenas: code and libraries, the product
+ * library's compiled kernels, tokenizer, tokens of the rows. A checkpoint on its way out comes on top. */
+#define PROCESS_OVERHEAD ((uint64_t)160 * 1024 * 1024)
+
 /* ---- the meeting point of both threads ------------------------------------------------------- */
 
 /* A checkpoint on its way to the core: Begin, chunks by credit, End, and then the core's word. */
@@ -251,6 +251,7 @@ struct trainer {
 	bool configured, shutdown, finished, failed;
 	char device[32];
 	unsigned threads;
+	uint64_t memory_limit; /* 0: what the machine has */
 	struct task *tasks; /* live ones, in order of arrival */
 	struct outgoing *out_head, **out_tail;
 	size_t out_bytes;
@@ -309,8 +310,10 @@ int task_interrupted(struct trainer *t, struct task *task);
 
 void emit_ready(struct trainer *t, const char *device, unsigned threads, uint64_t memory_total,
 	double gflops_f32, double gflops_bf16);
-void emit_state(struct trainer *t, const struct task *task, enum event_state state,
-	uint64_t arena_bytes);
+void emit_starting(struct trainer *t, const struct task *task);
+/* Memory as the run has it: the plan that its session follows, and what the arena took. */
+void emit_running(struct trainer *t, const struct task *task, const struct memory_plan *p,
+	uint64_t arena);
 void emit_metrics(struct trainer *t, const struct task *task, const struct step_metrics *m);
 void emit_eval(struct trainer *t, const struct task *task, int64_t step,
 	const struct eval_metrics *m);
@@ -341,8 +344,8 @@ int task_dataset_inspect(struct compute *c, struct task *task, struct errmsg *er
 
 /* ---- specs (job.c) --------------------------------------------------------------------------- */
 
-/* Checks a spec and turns it into the engine's words. method->lora borrows from the spec. The
- * number of steps is not known before the rows are: config->max_steps is 1 then. */
+/* Checks a spec and turns it into the engine's words; *method borrows from the spec. The number of
+ * steps is not known before the rows are: config->max_steps is 1 then. */
 int spec_config(const struct job_spec *spec, struct train_config *config,
 	struct method_config *method, struct errmsg *err);
 

@@ -58,9 +58,11 @@ void generator_free(struct generator *g)
 static void feed(struct generator *g, const int32_t *ids, int64_t n)
 {
 	struct backend *b = g->job.g->backend;
+	/* Rows of virtual tokens are in the cache; a prefix is not. */
+	int64_t shift = g->job.g->position_offset - g->job.g->virtual_tokens;
 	for (int64_t i = 0; i < n; i++) {
 		g->ids[i] = ids[i];
-		g->positions[i] = (int32_t)(g->cache.len + i);
+		g->positions[i] = (int32_t)(g->cache.len + i + shift);
 	}
 	backend_upload(b, g->arena + g->job.layout.ids, g->ids, (size_t)n * sizeof(int32_t));
 	backend_upload(b, g->arena + g->job.layout.positions, g->positions,
@@ -68,6 +70,19 @@ static void feed(struct generator *g, const int32_t *ids, int64_t n)
 	g->run.rows = n;
 	run_nodes(&g->run, 0, g->job.g->n_nodes);
 	g->cache.len += n;
+}
+
+static void feed_virtual_tokens(struct generator *g)
+{
+	int32_t ids[CHUNK];
+	int64_t n = g->job.g->virtual_tokens, most = g->job.g->tokens;
+	for (int64_t i = 0; i < n; i += most) {
+		int64_t rows = min_i64(most, n - i);
+		for (int64_t k = 0; k < rows; k++) {
+			ids[k] = (int32_t)(-1 - (i + k));
+		}
+		feed(g, ids, rows);
+	}
 }
 
 static int check_options(const struct base_model *base, const int32_t *prompt, size_t n_prompt,
@@ -99,7 +114,7 @@ static int build(struct generator *g, const struct adapter *adapter, int64_t n_p
 	struct errmsg *err)
 {
 	const struct model_config *c = base_model_config(g->base);
-	const struct graph_request q = {
+	struct graph_request q = {
 		.config = c,
 		.purpose = GRAPH_GENERATE,
 		.backend = base_model_backend(g->base),
@@ -110,8 +125,12 @@ static int build(struct generator *g, const struct adapter *adapter, int64_t n_p
 	};
 	int r = 0;
 	if (adapter) {
-		const struct method_config m = {.method = "lora", .lora = adapter->config};
-		r = job_method(&g->peft, &q, &m, err);
+		r = job_method(&g->peft, &q, &adapter->config, err);
+	}
+	if (r == 0 && g->peft && g->peft->method->virtual_tokens) {
+		int64_t n = g->peft->method->virtual_tokens(g->peft);
+		q.context += n;
+		q.tokens = min_i64(q.tokens + n, CHUNK);
 	}
 	if (r == 0) {
 		r = job_build(&g->job, &q, g->peft, RECOMPUTE_CHEAP, err);
@@ -136,7 +155,7 @@ static int build(struct generator *g, const struct adapter *adapter, int64_t n_p
 	}
 	g->run = job_run(&g->job, g->base, g->arena);
 	g->run.cache = &g->cache;
-	r = job_upload_positions(&g->job, g->arena);
+	r = job_upload_tables(&g->job, g->base, g->arena, err);
 	if (r == 0) {
 		r = run_prepare(&g->run, err);
 	}
@@ -168,8 +187,10 @@ int generator_new(struct generator **ret, struct base_model *base, const struct 
 	if (r != 0) {
 		return r;
 	}
-	for (size_t i = 0; i < n_prompt; i += CHUNK) {
-		feed(g, prompt + i, min_i64(CHUNK, (int64_t)(n_prompt - i)));
+	feed_virtual_tokens(g);
+	int64_t chunk = g->job.g->tokens, n = (int64_t)n_prompt;
+	for (int64_t i = 0; i < n; i += chunk) {
+		feed(g, prompt + i, min_i64(chunk, n - i));
 	}
 	r = backend_sync(g->job.g->backend, err);
 	if (r == 0) {

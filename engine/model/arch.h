@@ -50,6 +50,6 @@ struct normed build_norm(struct build *b, int x, int delta, const char *module);
 int build_linear(struct build *b, int x, const char *prefix, const struct part *parts, int n_parts,
 	bool bias);
 int build_attention(struct build *b, int64_t layer, int qkv);
-int build_sublayer(struct build *b, int64_t layer, enum sublayer which, int x);
+int build_sublayer(struct build *b, const struct sublayer_site *site);
 /* Head `module`, whose tensor is that of `stored_as` where tied (else NULL). */
 void build_head(struct build *b, int x, const char *module, const char *stored_as);

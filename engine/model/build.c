@@ -46,8 +46,14 @@ int model_graph(struct graph **ret, const struct graph_request *q, struct peft *
 		return r;
 	}
 	g->context = q->context;
+	if (peft && peft->method->virtual_tokens) {
+		g->virtual_tokens = g->position_offset = peft->method->virtual_tokens(peft);
+	}
+	if (peft && peft->method->position_offset) {
+		g->position_offset = peft->method->position_offset(peft);
+	}
 	if (peft && peft->method->begin) {
-		peft->method->begin(peft);
+		peft->method->begin(peft, g);
 	}
 	struct build b = {g, peft};
 	arch->build(&b);
@@ -57,6 +63,16 @@ int model_graph(struct graph **ret, const struct graph_request *q, struct peft *
 	}
 	*ret = steal_ptr(g);
 	return 0;
+}
+
+/* Adds a slot and lets the method say what of it is trained. */
+static int add_weight(struct build *b, const struct weight *w)
+{
+	int slot = graph_weight(b->g, w);
+	if (b->peft && b->peft->method->weight) {
+		b->peft->method->weight(b->peft, b->g, slot);
+	}
+	return slot;
 }
 
 int build_embedding(struct build *b, const char *module)
@@ -70,9 +86,9 @@ int build_embedding(struct build *b, const char *module)
 	};
 	snprintf(w.parts[0].module, sizeof(w.parts[0].module), "%s", module);
 	w.parts[0].rows = w.rows;
-	int x = graph_embedding(g, graph_weight(g, &w));
+	int slot = add_weight(b, &w), x = graph_embedding(g, slot);
 	bool hooked = b->peft && b->peft->method->embedding;
-	return hooked ? b->peft->method->embedding(b->peft, g, x) : x;
+	return hooked ? b->peft->method->embedding(b->peft, g, slot, x) : x;
 }
 
 struct normed build_norm(struct build *b, int x, int delta, const char *module)
@@ -86,7 +102,7 @@ struct normed build_norm(struct build *b, int x, int delta, const char *module)
 	};
 	snprintf(w.parts[0].module, sizeof(w.parts[0].module), "%s", module);
 	w.parts[0].rows = 1;
-	int slot = graph_weight(g, &w);
+	int slot = add_weight(b, &w);
 	struct normed n = graph_rmsnorm(g, x, delta, slot);
 	if (b->peft && b->peft->method->norm) {
 		n.y = b->peft->method->norm(b->peft, g, slot, n.y);
@@ -110,24 +126,26 @@ int build_linear(struct build *b, int x, const char *prefix, const struct part *
 		w.parts[i].rows = parts[i].rows;
 		w.rows += parts[i].rows;
 	}
-	struct linear_site site = {.weight = graph_weight(g, &w), .x = x};
-	site.y = graph_linear(g, x, site.weight);
+	struct linear_site site = {.weight = add_weight(b, &w), .x = x};
+	if (b->peft && b->peft->method->linear_input) {
+		site.x = b->peft->method->linear_input(b->peft, g, site.weight, x);
+	}
+	site.y = graph_linear(g, site.x, site.weight);
 	bool hooked = b->peft && b->peft->method->linear;
 	return hooked ? b->peft->method->linear(b->peft, g, &site) : site.y;
 }
 
 int build_attention(struct build *b, int64_t layer, int qkv)
 {
-	if (b->peft && b->peft->method->attention) {
-		qkv = b->peft->method->attention(b->peft, b->g, layer, qkv);
-	}
-	return graph_attention(b->g, qkv);
+	bool hooked = b->peft && b->peft->method->attention;
+	return hooked ? b->peft->method->attention(b->peft, b->g, layer, qkv) :
+		graph_attention(b->g, qkv);
 }
 
-int build_sublayer(struct build *b, int64_t layer, enum sublayer which, int x)
+int build_sublayer(struct build *b, const struct sublayer_site *site)
 {
 	bool hooked = b->peft && b->peft->method->sublayer;
-	return hooked ? b->peft->method->sublayer(b->peft, b->g, layer, which, x) : x;
+	return hooked ? b->peft->method->sublayer(b->peft, b->g, site) : site->output;
 }
 
 void build_head(struct build *b, int x, const char *module, const char *stored_as)
@@ -138,9 +156,14 @@ void build_head(struct build *b, int x, const char *module, const char *stored_a
 		.n_parts = 1,
 		.rows = g->config.vocab_size,
 		.cols = g->config.hidden_size,
+		.head = true,
 		.stored_as = stored_as,
 	};
 	snprintf(w.parts[0].module, sizeof(w.parts[0].module), "%s", module);
 	w.parts[0].rows = w.rows;
-	graph_head(g, x, graph_weight(g, &w));
+	int slot = add_weight(b, &w);
+	struct low_rank l = {.a = NONE};
+	bool adapted = b->peft && b->peft->method->head &&
+		b->peft->method->head(b->peft, g, slot, &l);
+	graph_head(g, x, slot, adapted ? &l : NULL);
 }

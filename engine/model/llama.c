@@ -26,7 +26,8 @@ static void block(struct build *b, int64_t layer, int *x, int *delta)
 	int o = build_attention(b, layer, qkv);
 	const struct part o_part[] = {{"o_proj", c->hidden_size}};
 	o = build_linear(b, o, name, o_part, 1, c->attention_bias);
-	o = build_sublayer(b, layer, SUBLAYER_ATTENTION, o);
+	o = build_sublayer(b, &(struct sublayer_site){
+		.layer = layer, .which = SUBLAYER_ATTENTION, .residual = n.sum, .input = n.y, .output = o});
 
 	snprintf(name, sizeof(name), "%s.post_attention_layernorm", prefix);
 	n = build_norm(b, n.sum, o, name);
@@ -42,7 +43,8 @@ static void block(struct build *b, int64_t layer, int *x, int *delta)
 	const struct part down_part[] = {{"down_proj", c->hidden_size}};
 	int down = build_linear(b, h, name, down_part, 1, c->mlp_bias);
 	*x = n.sum;
-	*delta = build_sublayer(b, layer, SUBLAYER_MLP, down);
+	*delta = build_sublayer(b, &(struct sublayer_site){
+		.layer = layer, .which = SUBLAYER_MLP, .residual = n.sum, .input = n.y, .output = down});
 }
 
 static void llama_build(struct build *b)

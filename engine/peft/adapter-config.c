@@ -1,96 +1,29 @@
 /*
- * PEFT's adapter_config.json, type LORA (peft/tuners/lora/config.py, peft/config.py). Whatever its
- * writer, a file of this kind holds some forty options, nearly all at the value at which they do
- * nothing. An option that is not at that value and would change what the adapter computes is
- * refused by name: reading the rest without it would give another model in silence.
+ * The configuration of an adapter's folder. PEFT's (peft/config.py) holds some forty options,
+ * nearly all at the value at which they do nothing. An option that is not at that value and would
+ * change what the adapter computes is refused by name: reading the rest without it would give
+ * another model in silence.
  */
-
-#define PCRE2_CODE_UNIT_WIDTH 8
-
 #include <errno.h>
-#include <inttypes.h>
-#include <jansson.h>
 #include <math.h>
-#include <pcre2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/model/json.h"
 #include "engine/peft/adapter-internal.h"
+#include "engine/peft/peft.h"
 #include "util/cleanup.h"
 #include "util/util.h"
 
 #define WHAT "adapter_config.json"
+#define DELTA_FORMAT "peftd-delta"
 #define MAX_TARGETS 65536
-#define MAX_RANK 65536
-#define MAX_REGEX 4096
 #define MAX_CONFIG ((size_t)8 << 20)
 
-void lora_config_deinit(struct lora_config *c)
-{
-	for (size_t i = 0; i < c->n_target_modules; i++) {
-		free(c->target_modules[i]);
-	}
-	free(c->target_modules);
-	free(c->base_model_name_or_path);
-	*c = (struct lora_config){0};
-}
+enum { DELTA_VERSION = 1 };
 
-/* ---- which modules ------------------------------------------------------------------------- */
-
-/* PEFT matches by Python's re.fullmatch. PCRE2 knows nearly the same language; limits bound the
- * time that a pattern from outside may take. */
-static pcre2_code *compile_regex(const char *pattern, int *ret_error, size_t *ret_at)
-{
-	return pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED,
-		PCRE2_UTF | PCRE2_ANCHORED | PCRE2_ENDANCHORED | PCRE2_DOLLAR_ENDONLY |
-			PCRE2_NEVER_BACKSLASH_C,
-		ret_error, ret_at, NULL);
-}
-
-static bool regex_matches(const char *pattern, const char *module)
-{
-	int error;
-	size_t at;
-	bool found = false;
-	pcre2_code *code = compile_regex(pattern, &error, &at);
-	pcre2_match_data *match = code ? pcre2_match_data_create(1, NULL) : NULL;
-	pcre2_match_context *limits = match ? pcre2_match_context_create(NULL) : NULL;
-	if (limits) {
-		pcre2_set_match_limit(limits, 10000);
-		pcre2_set_depth_limit(limits, 1000);
-		found = pcre2_match(code, (PCRE2_SPTR)module, strlen(module), 0, 0, match, limits) >= 0;
-	}
-	pcre2_match_context_free(limits);
-	pcre2_match_data_free(match);
-	pcre2_code_free(code);
-	return found;
-}
-
-static bool target_matches(const char *target, const char *module)
-{
-	size_t n = strlen(module), k = strlen(target);
-	if (strcmp(target, module) == 0) {
-		return true;
-	}
-	return n > k && module[n - k - 1] == '.' && strcmp(module + n - k, target) == 0;
-}
-
-bool lora_config_targets(const struct lora_config *c, const char *module)
-{
-	if (c->target_modules_is_regex) {
-		return c->n_target_modules == 1 && regex_matches(c->target_modules[0], module);
-	}
-	for (size_t i = 0; i < c->n_target_modules; i++) {
-		if (target_matches(c->target_modules[i], module)) {
-			return true;
-		}
-	}
-	return false;
-}
-
-/* ---- reading ------------------------------------------------------------------------------- */
+/* ---- fields -------------------------------------------------------------------------------- */
 
 /* null, false, "", [] or {}: how options say that they are not used. */
 static bool unused(const json_t *v)
@@ -101,50 +34,9 @@ static bool unused(const json_t *v)
 		(json_is_object(v) && json_object_size(v) == 0);
 }
 
-/* Options that do not change what a trained adapter computes on a Llama, whatever they hold: where
- * it came from, how it was initialised (where that left the base alone, see check_init), what other
- * options alone would use. */
-static const char *const without_effect[] = {
-	"auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out",
-	"inference_mode", "loftq_config", "lora_ga_config", "megatron_core", "peft_version",
-	"qalora_group_size", "revision", "runtime_config",
-};
-
-/* Read below. */
-static const char *const known[] = {
-	"base_model_name_or_path", "bias", "init_lora_weights", "lora_alpha", "lora_dropout",
-	"peft_type", "r", "target_modules", "task_type",
-};
-
-/* Known to change results, with what to say; other names that are not known are refused too. */
-static const struct {
-	const char *key, *meaning;
-} unsupported[] = {
-	{"alora_invocation_tokens", "activated LoRA"},
-	{"alpha_pattern", "a scale of its own for some modules"},
-	{"arrow_config", "arrow routing"},
-	{"exclude_modules", "modules taken out again"},
-	{"kasa_config", "KaSA"},
-	{"layer_replication", "replicated layers"},
-	{"layers_pattern", "a choice of layers"},
-	{"layers_to_transform", "a choice of layers"},
-	{"lora_bias", "a bias on lora_B"},
-	{"megatron_config", "Megatron layers"},
-	{"modules_to_save", "modules trained in full"},
-	{"monteclora_config", "MonteCLoRA"},
-	{"rank_pattern", "a rank of its own for some modules"},
-	{"target_parameters", "LoRA on bare parameters"},
-	{"trainable_token_indices", "trained token embeddings"},
-	{"use_bdlora", "block-diagonal LoRA"},
-	{"use_dora", "DoRA"},
-	{"use_qalora", "QALoRA"},
-	{"use_rslora", "rank-stabilised scaling"},
-	{"velora_config", "VeLoRA"},
-};
-
-static bool in_list(const char *const *list, size_t n, const char *key)
+static bool in_list(const char *const *list, const char *key)
 {
-	for (size_t i = 0; i < n; i++) {
+	for (size_t i = 0; list && list[i]; i++) {
 		if (strcmp(list[i], key) == 0) {
 			return true;
 		}
@@ -152,20 +44,19 @@ static bool in_list(const char *const *list, size_t n, const char *key)
 	return false;
 }
 
-static int refuse_unsupported(const json_t *o, struct errmsg *err)
+int json_refuse_others(const json_t *o, const char *const *known, const char *const *harmless,
+	struct errmsg *err)
 {
+	/* Of every PEFT configuration: where it came from. */
+	static const char *const always[] = {"auto_mapping", "base_model_name_or_path",
+		"inference_mode", "peft_type", "peft_version", "revision", "runtime_config", "task_type",
+		NULL};
 	const char *key;
 	json_t *value;
 	json_object_foreach((json_t *)(uintptr_t)o, key, value) {
-		if (in_list(known, ARRAY_LEN(known), key) || unused(value) ||
-				in_list(without_effect, ARRAY_LEN(without_effect), key)) {
+		if (in_list(known, key) || in_list(harmless, key) || in_list(always, key) ||
+				unused(value)) {
 			continue;
-		}
-		for (size_t i = 0; i < ARRAY_LEN(unsupported); i++) {
-			if (strcmp(unsupported[i].key, key) == 0) {
-				return errmsg_set(err, STATUS_INVALID, WHAT ": '%s' is %s: %s is not supported",
-					key, json_short(value).s, unsupported[i].meaning);
-			}
 		}
 		return errmsg_set(err, STATUS_INVALID, WHAT ": unknown option '%.60s' is %s and may change "
 			"what the adapter computes", key, json_short(value).s);
@@ -173,151 +64,86 @@ static int refuse_unsupported(const json_t *o, struct errmsg *err)
 	return 0;
 }
 
-/* Some initialisations take their share out of the base weights, and PEFT does that again whenever
- * it loads such an adapter; these belong to a changed base. */
-static int check_init(const json_t *o, struct errmsg *err)
-{
-	static const char *const harmless[] = {"gaussian", "eva", "orthogonal", "mica"};
-	const json_t *v = json_object_get(o, "init_lora_weights");
-	if (!v || json_is_null(v) || json_is_boolean(v)) {
-		return 0;
-	}
-	const char *s = json_string_value(v);
-	if (!s || !in_list(harmless, ARRAY_LEN(harmless), s)) {
-		return errmsg_set(err, STATUS_INVALID, WHAT ": 'init_lora_weights' is %s, which changes "
-			"the base weights; supported are true, false, \"gaussian\", \"eva\", \"orthogonal\" "
-			"and \"mica\"", json_short(v).s);
-	}
-	return 0;
-}
-
-static int check_kind(const json_t *o, struct errmsg *err)
-{
-	const char *peft_type = NULL, *task_type = NULL, *bias = "none";
-	int r = json_get_string(o, "peft_type", &peft_type, WHAT, err);
-	r = r ? r : json_get_string(o, "task_type", &task_type, WHAT, err);
-	if (r != 0) {
-		return r;
-	}
-	if (!peft_type || strcmp(peft_type, "LORA") != 0) {
-		return errmsg_set(err, STATUS_INVALID, WHAT ": 'peft_type' is %s%.40s%s; only \"LORA\" is "
-			"supported", peft_type ? "\"" : "", peft_type ? peft_type : "missing",
-			peft_type ? "\"" : "");
-	}
-	if (task_type && strcmp(task_type, "CAUSAL_LM") != 0) {
-		return errmsg_set(err, STATUS_INVALID, WHAT ": 'task_type' is \"%.40s\"; only "
-			"\"CAUSAL_LM\" is supported", task_type);
-	}
-	r = json_get_string(o, "bias", &bias, WHAT, err);
-	if (r == 0 && strcmp(bias, "none") != 0) {
-		return errmsg_set(err, STATUS_INVALID, WHAT ": 'bias' is \"%.40s\"; only \"none\" is "
-			"supported", bias);
-	}
-	return r;
-}
-
-static int parse_target_list(struct lora_config *c, const json_t *list, struct errmsg *err)
+static int read_list(struct modules *ret, const json_t *list, const char *key, struct errmsg *err)
 {
 	size_t n = json_array_size(list);
 	if (n < 1 || n > MAX_TARGETS) {
-		return errmsg_set(err, STATUS_INVALID, WHAT ": 'target_modules' has %zu entries; it must "
-			"have 1 to %d", n, MAX_TARGETS);
-	}
-	c->target_modules = calloc_array(n, sizeof(*c->target_modules));
-	if (!c->target_modules) {
-		return -ENOMEM;
+		return errmsg_set(err, STATUS_INVALID, WHAT ": '%s' has %zu entries; it must have 1 to %d",
+			key, n, MAX_TARGETS);
 	}
 	for (size_t i = 0; i < n; i++) {
 		const json_t *v = json_array_get(list, i);
 		if (!json_is_string(v) || json_string_length(v) == 0) {
-			return errmsg_set(err, STATUS_INVALID, WHAT ": 'target_modules' holds %s; its entries "
-				"must be names of modules", json_short(v).s);
+			return errmsg_set(err, STATUS_INVALID, WHAT ": '%s' holds %s; its entries must be "
+				"names of modules", key, json_short(v).s);
 		}
-		c->target_modules[c->n_target_modules] = strdup(json_string_value(v));
-		if (!c->target_modules[c->n_target_modules]) {
-			return -ENOMEM;
+		int r = modules_add(ret, json_string_value(v));
+		if (r < 0) {
+			return r;
 		}
-		c->n_target_modules++;
 	}
 	return 0;
 }
 
-static int parse_target_regex(struct lora_config *c, const char *pattern, struct errmsg *err)
+int json_read_modules(struct modules *ret, const json_t *o, const char *key, bool regex_allowed,
+	struct errmsg *err)
 {
-	int error;
-	size_t at;
-	if (strcmp(pattern, "all-linear") == 0) {
-		return errmsg_set(err, STATUS_INVALID, WHAT ": 'target_modules' is \"all-linear\"; a saved "
-			"adapter must list its modules");
+	const json_t *v = json_object_get(o, key);
+	const char *s = json_string_value(v);
+	if (!v || json_is_null(v)) {
+		return 0;
 	}
-	if (strlen(pattern) > MAX_REGEX) {
-		return errmsg_set(err, STATUS_INVALID, WHAT ": 'target_modules' is a regular expression of "
-			"%zu bytes; at most %d are read", strlen(pattern), MAX_REGEX);
+	if (json_is_array(v)) {
+		return read_list(ret, v, key, err);
 	}
-	pcre2_code *code = compile_regex(pattern, &error, &at);
-	if (!code) {
-		char reason[128];
-		pcre2_get_error_message(error, (PCRE2_UCHAR *)reason, sizeof(reason));
-		return errmsg_set(err, STATUS_INVALID, WHAT ": 'target_modules' is no regular expression: "
-			"%s (at character %zu)", reason, at);
+	if (!s || !regex_allowed) {
+		return errmsg_set(err, STATUS_INVALID, WHAT ": '%s' is %s; it must be a list of names%s",
+			key, json_short(v).s, regex_allowed ? ", or a regular expression" : "");
 	}
-	pcre2_code_free(code);
-	c->target_modules = calloc(1, sizeof(*c->target_modules));
-	if (!c->target_modules || !(c->target_modules[0] = strdup(pattern))) {
-		return -ENOMEM;
+	if (strcmp(s, "all-linear") == 0) {
+		return errmsg_set(err, STATUS_INVALID, WHAT ": '%s' is \"all-linear\"; a saved adapter "
+			"must list its modules", key);
 	}
-	c->n_target_modules = 1;
-	c->target_modules_is_regex = true;
-	return 0;
-}
-
-static int parse_fields(struct lora_config *c, const json_t *o, struct errmsg *err)
-{
-	const char *base = NULL;
-	c->r = 8;
-	c->lora_alpha = 8;
-	int r = check_kind(o, err);
-	r = r ? r : refuse_unsupported(o, err);
-	r = r ? r : check_init(o, err);
-	r = r ? r : json_get_int(o, "r", 1, MAX_RANK, &c->r, WHAT, err);
-	r = r ? r : json_get_real(o, "lora_alpha", -1e6, 1e6, &c->lora_alpha, WHAT, err);
-	r = r ? r : json_get_real(o, "lora_dropout", 0, 1, &c->lora_dropout, WHAT, err);
-	r = r ? r : json_get_string(o, "base_model_name_or_path", &base, WHAT, err);
-	if (r != 0) {
-		return r;
-	}
-	if (base && !(c->base_model_name_or_path = strdup(base))) {
-		return -ENOMEM;
-	}
-	const json_t *targets = json_object_get(o, "target_modules");
-	if (json_is_array(targets)) {
-		return parse_target_list(c, targets, err);
-	}
-	if (json_is_string(targets)) {
-		return parse_target_regex(c, json_string_value(targets), err);
-	}
-	return errmsg_set(err, STATUS_INVALID, WHAT ": 'target_modules' is %s; it must be a list of "
-		"names, or a regular expression", targets ? json_short(targets).s : "missing");
-}
-
-int lora_config_parse(struct lora_config *ret, const char *json, size_t len, struct errmsg *err)
-{
-	_cleanup_(lora_config_deinit) struct lora_config c = {0};
-	json_auto_t *o = NULL;
-	if (len > MAX_CONFIG) {
-		return errmsg_set(err, STATUS_INVALID, WHAT ": has %zu bytes; at most %zu are read", len,
-			MAX_CONFIG);
-	}
-	int r = json_parse_object(&o, json, len, WHAT, err);
-	r = r ? r : parse_fields(&c, o, err);
-	if (r == 0) {
-		*ret = c;
-		c = (struct lora_config){0};
-	}
+	char what[80];
+	snprintf(what, sizeof(what), WHAT ": '%s'", key);
+	int r = regex_check(s, what, err);
+	r = r ? r : modules_add(ret, s);
+	ret->is_regex = r == 0;
 	return r;
 }
 
-/* ---- writing ------------------------------------------------------------------------------- */
+static int compare_strings(const void *a, const void *b)
+{
+	return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+int json_write_modules(json_t *o, const char *key, const struct modules *m)
+{
+	if (m->n == 0) {
+		return json_object_set_new(o, key, json_null()) == 0 ? 0 : -ENOMEM;
+	}
+	if (m->is_regex) {
+		return json_object_set_new(o, key, json_string(m->names[0])) == 0 ? 0 : -ENOMEM;
+	}
+	_cleanup_(freep) const char **sorted = alloc_array(m->n, sizeof(*sorted));
+	json_auto_t *list = json_array();
+	if (!sorted || !list) {
+		return -ENOMEM;
+	}
+	memcpy(sorted, m->names, m->n * sizeof(*sorted));
+	qsort(sorted, m->n, sizeof(*sorted), compare_strings);
+	for (size_t i = 0; i < m->n; i++) {
+		if (i > 0 && strcmp(sorted[i - 1], sorted[i]) == 0) {
+			continue;
+		}
+		if (json_array_append_new(list, json_string(sorted[i])) != 0) {
+			return -ENOMEM;
+		}
+	}
+	return json_object_set(o, key, list) == 0 ? 0 : -ENOMEM;
+}
+
+/* ---- text ---------------------------------------------------------------------------------- */
 
 /* A JSON string as Python's json.dumps() makes it, ASCII only. */
 static int append_string(struct buf *out, const char *s)
@@ -328,13 +154,8 @@ static int append_string(struct buf *out, const char *s)
 	return text ? buf_append(out, text, strlen(text)) : -ENOMEM;
 }
 
-static int append_string_or_null(struct buf *out, const char *s)
-{
-	return s ? append_string(out, s) : buf_append(out, "null", 4);
-}
-
-/* The fewest digits that give the number back; `whole` numbers without a point where allowed. */
-static int append_number(struct buf *out, double x, bool may_be_whole)
+/* The fewest digits that give the number back, told from an integer by a point. */
+static int append_real(struct buf *out, double x)
 {
 	char text[40];
 	for (int digits = 1; digits <= 17; digits++) {
@@ -344,64 +165,260 @@ static int append_number(struct buf *out, double x, bool may_be_whole)
 		}
 	}
 	if (x == floor(x) && fabs(x) < 1e15) {
-		snprintf(text, sizeof(text), may_be_whole ? "%.0f" : "%.1f", x);
+		snprintf(text, sizeof(text), "%.1f", x);
 	}
 	return buf_append(out, text, strlen(text));
 }
 
-static int compare_strings(const void *a, const void *b)
+static int append_value(struct buf *out, const json_t *v, int depth);
+
+static int append_newline(struct buf *out, int depth)
 {
-	return strcmp(*(const char *const *)a, *(const char *const *)b);
+	return buf_appendf(out, "\n%*s", 2 * depth, "");
 }
 
-static int append_targets(struct buf *out, const struct lora_config *c)
+static int append_array(struct buf *out, const json_t *v, int depth)
 {
-	if (c->target_modules_is_regex) {
-		return append_string(out, c->target_modules[0]);
+	size_t n = json_array_size(v);
+	int r = buf_append(out, "[", 1);
+	for (size_t i = 0; i < n && r == 0; i++) {
+		r = i > 0 ? buf_append(out, ",", 1) : 0;
+		r = r ? r : append_newline(out, depth + 1);
+		r = r ? r : append_value(out, json_array_get(v, i), depth + 1);
 	}
-	_cleanup_(freep) const char **sorted = alloc_array(c->n_target_modules, sizeof(*sorted));
-	if (!sorted) {
+	r = r || n == 0 ? r : append_newline(out, depth);
+	return r ? r : buf_append(out, "]", 1);
+}
+
+static int append_object(struct buf *out, const json_t *v, int depth)
+{
+	size_t n = json_object_size(v), k = 0;
+	_cleanup_(freep) const char **keys = alloc_array(n + 1, sizeof(*keys));
+	const char *key;
+	json_t *value;
+	if (!keys) {
 		return -ENOMEM;
 	}
-	memcpy(sorted, c->target_modules, c->n_target_modules * sizeof(*sorted));
-	qsort(sorted, c->n_target_modules, sizeof(*sorted), compare_strings);
-	int r = buf_append(out, "[", 1);
-	for (size_t i = 0; i < c->n_target_modules; i++) {
-		if (i > 0 && strcmp(sorted[i - 1], sorted[i]) == 0) {
-			continue;
-		}
-		r = r ? r : buf_appendf(out, "%s\n    ", i ? "," : "");
-		r = r ? r : append_string(out, sorted[i]);
+	json_object_foreach((json_t *)(uintptr_t)v, key, value) {
+		keys[k++] = key;
 	}
-	return r ? r : buf_appendf(out, "\n  ]");
+	qsort(keys, n, sizeof(*keys), compare_strings);
+	int r = buf_append(out, "{", 1);
+	for (size_t i = 0; i < n && r == 0; i++) {
+		r = i > 0 ? buf_append(out, ",", 1) : 0;
+		r = r ? r : append_newline(out, depth + 1);
+		r = r ? r : append_string(out, keys[i]);
+		r = r ? r : buf_append(out, ": ", 2);
+		r = r ? r : append_value(out, json_object_get(v, keys[i]), depth + 1);
+	}
+	r = r || n == 0 ? r : append_newline(out, depth);
+	return r ? r : buf_append(out, "}", 1);
 }
 
-int lora_config_write(struct buf *out, const struct lora_config *c, struct errmsg *err)
+/* As Python's json.dumps(indent=2, sort_keys=True). */
+static int append_value(struct buf *out, const json_t *v, int depth)
 {
-	if (c->n_target_modules == 0 || (c->target_modules_is_regex && c->n_target_modules != 1)) {
-		return errmsg_set(err, STATUS_INVALID, "an adapter needs target modules to be written");
+	switch (json_typeof(v)) {
+	case JSON_OBJECT:
+		return append_object(out, v, depth);
+	case JSON_ARRAY:
+		return append_array(out, v, depth);
+	case JSON_STRING:
+		return append_string(out, json_string_value(v));
+	case JSON_INTEGER:
+		return buf_appendf(out, "%lld", (long long)json_integer_value(v));
+	case JSON_REAL:
+		return append_real(out, json_real_value(v));
+	case JSON_TRUE:
+		return buf_append(out, "true", 4);
+	case JSON_FALSE:
+		return buf_append(out, "false", 5);
+	case JSON_NULL:
+		break;
 	}
-	for (size_t i = 0; i < c->n_target_modules; i++) {
-		if (strcmp(c->target_modules[i], "all-linear") == 0) {
-			return errmsg_set(err, STATUS_INVALID, "target_modules holds \"all-linear\", which "
-				"must be resolved to names before an adapter is written");
+	return buf_append(out, "null", 4);
+}
+
+/* ---- reading ------------------------------------------------------------------------------- */
+
+static const struct peft_method *method_of_type(const char *peft_type)
+{
+	for (size_t i = 0; peft_methods[i]; i++) {
+		if (peft_methods[i]->peft_type && strcmp(peft_methods[i]->peft_type, peft_type) == 0) {
+			return peft_methods[i];
 		}
 	}
-	if (c->r < 1 || c->r > MAX_RANK || !isfinite(c->lora_alpha) || !isfinite(c->lora_dropout)) {
-		return errmsg_set(err, STATUS_INVALID, "an adapter with r = %" PRId64 ", lora_alpha = %g, "
-			"lora_dropout = %g cannot be written", c->r, c->lora_alpha, c->lora_dropout);
+	return NULL;
+}
+
+static int refuse_type(const char *peft_type, struct errmsg *err)
+{
+	char types[256];
+	size_t len = 0;
+	types[0] = '\0';
+	for (size_t i = 0; peft_methods[i] && len < sizeof(types); i++) {
+		if (peft_methods[i]->peft_type) {
+			int n = snprintf(types + len, sizeof(types) - len, "%s%s", len ? ", " : "",
+				peft_methods[i]->peft_type);
+			len += n > 0 ? (size_t)n : 0;
+		}
 	}
-	int r = buf_appendf(out, "{\n  \"alpha_pattern\": {},\n  \"base_model_name_or_path\": ");
-	r = r ? r : append_string_or_null(out, c->base_model_name_or_path);
-	r = r ? r : buf_appendf(out, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n"
-		"  \"inference_mode\": true,\n  \"init_lora_weights\": true,\n  \"lora_alpha\": ");
-	r = r ? r : append_number(out, c->lora_alpha, true);
-	r = r ? r : buf_appendf(out, ",\n  \"lora_dropout\": ");
-	r = r ? r : append_number(out, c->lora_dropout, false);
-	r = r ? r : buf_appendf(out, ",\n  \"modules_to_save\": null,\n  \"peft_type\": \"LORA\",\n"
-		"  \"r\": %" PRId64 ",\n  \"rank_pattern\": {},\n  \"revision\": null,\n"
-		"  \"target_modules\": ", c->r);
-	r = r ? r : append_targets(out, c);
-	return r ? r : buf_appendf(out, ",\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": false,\n"
-		"  \"use_rslora\": false\n}");
+	return errmsg_set(err, STATUS_INVALID, WHAT ": 'peft_type' is %s%.40s%s; there are: %s",
+		peft_type ? "\"" : "", peft_type ? peft_type : "missing", peft_type ? "\"" : "", types);
+}
+
+static int find_peft(const struct peft_method **ret, const json_t *o, struct errmsg *err)
+{
+	const char *peft_type = NULL, *task_type = NULL;
+	int r = json_get_string(o, "peft_type", &peft_type, WHAT, err);
+	r = r ? r : json_get_string(o, "task_type", &task_type, WHAT, err);
+	if (r != 0) {
+		return r;
+	}
+	*ret = peft_type ? method_of_type(peft_type) : NULL;
+	if (!*ret) {
+		return refuse_type(peft_type, err);
+	}
+	if (task_type && strcmp(task_type, "CAUSAL_LM") != 0) {
+		return errmsg_set(err, STATUS_INVALID, WHAT ": 'task_type' is \"%.40s\"; only "
+			"\"CAUSAL_LM\" is supported", task_type);
+	}
+	return 0;
+}
+
+static int find_delta(const struct peft_method **ret, const json_t *o, struct errmsg *err)
+{
+	const char *format = NULL, *name = NULL;
+	int64_t version = 0;
+	int r = json_get_string(o, "format", &format, "delta_config.json", err);
+	r = r ? r : json_get_int(o, "version", 1, INT32_MAX, &version, "delta_config.json", err);
+	r = r ? r : json_get_string(o, "method", &name, "delta_config.json", err);
+	if (r != 0) {
+		return r;
+	}
+	if (!format || strcmp(format, DELTA_FORMAT) != 0) {
+		return errmsg_set(err, STATUS_INVALID, "delta_config.json: 'format' must be \""
+			DELTA_FORMAT "\"");
+	}
+	if (version != DELTA_VERSION) {
+		return errmsg_set(err, STATUS_VERSION, "delta_config.json: 'version' is %lld; this build "
+			"reads version %d", (long long)version, DELTA_VERSION);
+	}
+	*ret = name ? peft_method_find(name) : NULL;
+	if (!*ret || (*ret)->kind == ADAPTER_HUB) {
+		return errmsg_set(err, STATUS_INVALID, "delta_config.json: 'method' is \"%.40s\", which "
+			"has no deltas", name ? name : "");
+	}
+	return 0;
+}
+
+static int find_hub(const struct peft_method **ret, struct errmsg *err)
+{
+	for (size_t i = 0; peft_methods[i]; i++) {
+		if (peft_methods[i]->kind == ADAPTER_HUB) {
+			*ret = peft_methods[i];
+			return 0;
+		}
+	}
+	return errmsg_set(err, STATUS_INVALID, WHAT ": this is an adapter of AdapterHub; there is no "
+		"method for these here");
+}
+
+static enum adapter_kind kind_of_object(const json_t *o)
+{
+	if (!json_object_get(o, "peft_type") && json_object_get(o, "format")) {
+		return ADAPTER_DELTA;
+	}
+	bool hub = !json_object_get(o, "peft_type") && json_is_object(json_object_get(o, "config"));
+	return hub ? ADAPTER_HUB : ADAPTER_PEFT;
+}
+
+enum adapter_kind adapter_kind_of_config(const void *config_json, size_t len)
+{
+	json_auto_t *o = len <= MAX_CONFIG ? json_loadb(config_json, len, 0, NULL) : NULL;
+	return o ? kind_of_object(o) : ADAPTER_PEFT;
+}
+
+int adapter_config_parse(struct method_config *ret, enum adapter_kind *ret_kind, const char *json,
+	size_t len, struct errmsg *err)
+{
+	_cleanup_(method_config_deinit) struct method_config c = {0};
+	const struct peft_method *method = NULL;
+	const char *base = NULL;
+	json_auto_t *o = NULL;
+	if (len > MAX_CONFIG) {
+		return errmsg_set(err, STATUS_INVALID, WHAT ": has %zu bytes; at most %zu are read", len,
+			MAX_CONFIG);
+	}
+	int r = json_parse_object(&o, json, len, WHAT, err);
+	if (r != 0) {
+		return r;
+	}
+	enum adapter_kind kind = kind_of_object(o);
+	r = kind == ADAPTER_DELTA ? find_delta(&method, o, err) :
+		kind == ADAPTER_HUB ? find_hub(&method, err) : find_peft(&method, o, err);
+	r = r ? r : json_get_string(o, "base_model_name_or_path", &base, WHAT, err);
+	if (r != 0) {
+		return r;
+	}
+	c.method = method->name;
+	if (base && !(c.base_model_name_or_path = strdup(base))) {
+		return -ENOMEM;
+	}
+	r = method->config_read(&c, o, err);
+	if (r == 0) {
+		*ret = c;
+		*ret_kind = kind;
+		c = (struct method_config){0};
+	}
+	return r;
+}
+
+/* ---- writing ------------------------------------------------------------------------------- */
+
+static json_t *string_or_null(const char *s)
+{
+	return s ? json_string(s) : json_null();
+}
+
+/* The fields that all of a kind have. */
+static int set_common(json_t *o, const struct peft_method *method, const char *base,
+	enum adapter_kind kind)
+{
+	int r = 0;
+	switch (kind) {
+	case ADAPTER_PEFT:
+		r |= json_object_set_new(o, "base_model_name_or_path", string_or_null(base));
+		r |= json_object_set_new(o, "inference_mode", json_true());
+		r |= json_object_set_new(o, "peft_type", json_string(method->peft_type));
+		r |= json_object_set_new(o, "revision", json_null());
+		r |= json_object_set_new(o, "task_type", json_string("CAUSAL_LM"));
+		break;
+	case ADAPTER_DELTA:
+		r |= json_object_set_new(o, "base_model_name_or_path", string_or_null(base));
+		r |= json_object_set_new(o, "format", json_string(DELTA_FORMAT));
+		r |= json_object_set_new(o, "method", json_string(method->name));
+		r |= json_object_set_new(o, "version", json_integer(DELTA_VERSION));
+		break;
+	default:
+		break;
+	}
+	return r == 0 ? 0 : -ENOMEM;
+}
+
+int adapter_config_write(struct buf *out, const struct method_config *m,
+	const struct model_config *c, const char *base, struct errmsg *err)
+{
+	const struct peft_method *method = peft_method_find(m->method);
+	json_auto_t *o = json_object();
+	if (!o) {
+		return -ENOMEM;
+	}
+	int r = method_config_check(m, err);
+	if (r == 0) {
+		base = m->base_model_name_or_path ? m->base_model_name_or_path : base;
+		r = set_common(o, method, base, peft_kind(method, m));
+	}
+	r = r ? r : method->config_write(o, m, c);
+	return r ? r : append_value(out, o, 0);
 }

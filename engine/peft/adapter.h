@@ -1,59 +1,69 @@
 #pragma once
-/* Adapters as folders that Hugging Face PEFT reads and writes, in memory. */
+/*
+ * Trained parameters as folders of two files, a configuration and tensors, in memory: adapters that
+ * Hugging Face PEFT or AdapterHub's `adapters` read and write, and deltas, which are peftd's own
+ * (trained parameters of the base by their Hugging Face names) where neither has the method.
+ */
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "engine/model/safetensors.h"
+#include "engine/peft/config.h"
 #include "util/buf.h"
 #include "util/errmsg.h"
 
-/* adapter_config.json of type LORA. Arrays and strings are owned. */
-struct lora_config {
-	int64_t r;
-	double lora_alpha, lora_dropout;
-	char **target_modules; /* names or suffixes; a folder may also hold one regular expression */
-	size_t n_target_modules;
-	bool target_modules_is_regex;
-	char *base_model_name_or_path; /* may be NULL */
+enum adapter_kind {
+	ADAPTER_PEFT,  /* adapter_config.json, adapter_model.safetensors */
+	ADAPTER_HUB,   /* adapter_config.json, adapter.safetensors */
+	ADAPTER_DELTA, /* delta_config.json, delta.safetensors */
+	ADAPTER_KINDS,
 };
-void lora_config_deinit(struct lora_config *c);
 
-/* Does PEFT's rule (tuners_utils.check_target_module_exists) select this module? `module` is the
- * full name: "model.layers.0.self_attn.q_proj". */
-bool lora_config_targets(const struct lora_config *c, const char *module);
+/* The names of a folder's two files. */
+struct adapter_files {
+	const char *config, *weights;
+};
+struct adapter_files adapter_files(enum adapter_kind kind);
+/* The kind of the folder that a configuration belongs to, by a look at its keys. */
+enum adapter_kind adapter_kind_of_config(const void *config_json, size_t len);
 
 /* A folder's contents. */
 struct adapter {
-	struct lora_config config;
-	struct safetensors tensors; /* into the bytes it was parsed from */
+	enum adapter_kind kind;
+	struct method_config config; /* owned */
+	struct safetensors tensors;  /* into the bytes it was parsed from */
 };
 
-/* From the bytes of both files; `weights` is borrowed and must outlive the adapter. Refused by name: peft types and options that the engine does not
- * have (use_dora, rank_pattern, bias other than none, modules_to_save, …) where they change
- * results, tensors missing for a target or left over. */
+/* From the bytes of both files; which kind they are is told by the configuration. `weights` is
+ * borrowed and must outlive the adapter. Refused by name: types and options that the engine does not
+ * have where they change results, tensors missing for a target or left over. */
 int adapter_parse(struct adapter *ret, const void *config_json, size_t config_len,
 	const void *weights, size_t weights_len, struct errmsg *err);
 void adapter_deinit(struct adapter *a);
 
-/* Key of a LoRA factor in adapter_model.safetensors:
- * "base_model.model." module ".lora_A.weight" (or _B). */
-int adapter_lora_key(char *out, size_t cap, const char *module, char factor);
+/* Can a job of method `m` start from it? STATUS_INVALID says which setting to change. What only the
+ * model tells (shapes, which modules) is left to train_session_new(). */
+int adapter_matches(const struct adapter *a, const struct method_config *m, struct errmsg *err);
 
-/* One LoRA module for export; a[r,in], b[out,r] in f32, host memory, borrowed. */
-struct adapter_lora {
-	const char *module;
-	int64_t r, in, out;
-	const float *a, *b;
+/* The same for a job that trains on from it: where what is trained computes what a folder holds (the
+ * encoder of a soft prompt), no folder is enough. STATUS_INVALID says what would be. */
+int adapter_can_start(const struct adapter *a, const struct method_config *m, struct errmsg *err);
+
+/* A tensor for export: f32, host memory. */
+struct adapter_tensor {
+	const char *name;
+	int n_dims;
+	int64_t dims[4];
+	const float *data;
 };
 
-/* Writes both files as formats.md says: sorted keys, indent 2, inference_mode true, resolved
- * target_modules, f32 tensors. */
-int adapter_export(struct buf *config_json, struct buf *weights, const struct lora_config *c,
-	const struct adapter_lora *modules, size_t n, struct errmsg *err);
+/* Writes the file of weights: f32, sorted by name. */
+int adapter_write_tensors(struct buf *out, const struct adapter_tensor *tensors, size_t n,
+	struct errmsg *err);
 
 /* Parses what was exported and compares every tensor with the live one, bit by bit.
  * STATUS_FAILED names the first difference. */
 int adapter_verify(const void *config_json, size_t config_len, const void *weights,
-	size_t weights_len, const struct adapter_lora *modules, size_t n, struct errmsg *err);
+	size_t weights_len, const struct adapter_tensor *tensors, size_t n, struct errmsg *err);

@@ -1,10 +1,14 @@
 /*
  * LoRA: y += (alpha / r) · B·A·dropout(x). Hu et al. 2021; names, scaling and initialisation as in
- * PEFT's tuners/lora.
+ * PEFT's tuners/lora. rsLoRA (Kalajdzievski 2023) scales by alpha / sqrt(r); LoRA+ (Hayou et al. 2024,
+ * PEFT's optimizers/loraplus.py) has another learning rate for B.
  *
  * Modules that share an input share one A[sum of r, in], one below the other, so that x·Aᵀ is one
  * product for q, k and v. With dropout each module has a mask of its own, as in PEFT, and so an A.
  */
+#include "engine/peft/lora.h"
+#include "engine/peft/peft.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <limits.h>
@@ -13,25 +17,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/peft/peft.h"
-#include "engine/train/rng.h"
+#include "engine/base.h"
+#include "engine/peft/decompose.h"
 #include "util/cleanup.h"
 #include "util/util.h"
-
-DEFINE_CLEANUP(struct peft *, peft_free);
 
 struct lora_module {
 	char name[MODULE_NAME_MAX];
 	int64_t r, in, out;
-	int a, b;    /* parameters */
+	int a, b, m; /* parameters; m: DoRA's magnitudes, or NONE */
 	int64_t row; /* of its part of a */
+	bool embedding;
+	size_t w_squares; /* of DoRA: place of its constants */
+	size_t a0, b0;    /* of PiSSA and OLoRA: places of the factors that it started from */
 };
 
 struct lora {
 	struct peft peft;
-	struct lora_config config; /* target_modules resolved */
 	struct lora_module *modules;
 	size_t n_modules, cap_modules; /* cap: all modules that are targets */
+	float *start; /* of PiSSA and OLoRA: the graph's constants, for exports */
 };
 
 static struct lora *lora_of(struct peft *p)
@@ -46,64 +51,190 @@ static const struct lora *lora_of_const(const struct peft *p)
 
 /* ---- hooks --------------------------------------------------------------------------------- */
 
-static void lora_begin(struct peft *p)
+static void lora_begin(struct peft *p, struct graph *g)
 {
 	lora_of(p)->n_modules = 0;
 }
 
-/* Adds one node for the parts [first, end) of a site that are targets. */
+/* LoRA+ gives its ratio to B and to every vector; biases and norms then have no decay. */
+static void plus_vector(const struct lora_config *c, struct graph *g, int param, bool no_decay)
+{
+	if (c->loraplus_lr_ratio > 0) {
+		g->params[param].lr_scale = (float)c->loraplus_lr_ratio;
+		g->params[param].no_decay = no_decay;
+	}
+}
+
+/* Biases that `bias` trains, and modules_to_save. */
+static void lora_weight(struct peft *p, struct graph *g, int slot)
+{
+	const struct lora_config *c = &p->config.lora;
+	const struct weight w = g->weights[slot];
+	for (int i = 0; i < w.n_parts; i++) {
+		bool saved = lora_saves(c, w.parts[i].module);
+		bool bias = c->bias == LORA_BIAS_ALL ||
+			(c->bias == LORA_BIAS_LORA_ONLY && lora_targets(c, w.parts[i].module));
+		if (saved) {
+			int param = graph_train_weight(g, slot, i);
+			if (w.kind == WEIGHT_VECTOR) {
+				plus_vector(c, g, param, true);
+			}
+		}
+		if (w.bias && (saved || bias)) {
+			plus_vector(c, g, graph_train_bias(g, slot, i), true);
+		}
+	}
+}
+
+static struct lora_module *add_module(struct lora *l, const struct weight *w, int part)
+{
+	assert(l->n_modules < l->cap_modules);
+	struct lora_module *m = &l->modules[l->n_modules++];
+	*m = (struct lora_module){
+		.r = lora_rank(&l->peft.config.lora, w->parts[part].module),
+		.in = w->cols,
+		.out = w->parts[part].rows,
+		.a = NONE,
+		.b = NONE,
+		.m = NONE,
+	};
+	memcpy(m->name, w->parts[part].module, sizeof(m->name));
+	return m;
+}
+
+/* Registers the factors of the parts [first, end) of a slot that are targets. */
+static void add_factors(struct lora *l, struct graph *g, int slot, int first, int end,
+	struct low_rank *lr)
+{
+	const struct lora_config *c = &l->peft.config.lora;
+	const struct weight w = g->weights[slot];
+	int64_t col = 0;
+	size_t first_module = l->n_modules;
+	*lr = (struct low_rank){.a = NONE};
+	for (int i = 0; i < w.n_parts; col += w.parts[i++].rows) {
+		if (i < first || i >= end || !lora_targets(c, w.parts[i].module)) {
+			continue;
+		}
+		struct lora_module *m = add_module(l, &w, i);
+		m->b = graph_param(g, m->out, m->r);
+		m->row = lr->rank;
+		plus_vector(c, g, m->b, false);
+
+		int k = lr->n_parts++;
+		lr->parts[k].b = m->b;
+		lr->parts[k].col = col;
+		lr->parts[k].cols = m->out;
+		lr->parts[k].row = lr->rank;
+		lr->parts[k].r = m->r;
+		lr->parts[k].scale = (float)lora_scale(c, m->name);
+		lr->rank += m->r;
+	}
+	if (lr->n_parts == 0) {
+		return;
+	}
+	lr->a = graph_param(g, lr->rank, w.cols);
+	for (size_t i = first_module; i < l->n_modules; i++) {
+		l->modules[i].a = lr->a;
+	}
+}
+
+/* Magnitudes for the modules from `first` on, which are the parts of `lr`. */
+static int add_magnitudes(struct lora *l, struct graph *g, int u, int slot, size_t first,
+	const struct low_rank *lr)
+{
+	int m[LINEAR_PARTS];
+	size_t w_squares = graph_constant(g, (size_t)g->weights[slot].rows);
+	for (int i = 0; i < lr->n_parts; i++) {
+		struct lora_module *module = &l->modules[first + (size_t)i];
+		m[i] = module->m = graph_param(g, 1, module->out);
+		module->w_squares = w_squares + (size_t)lr->parts[i].col;
+		plus_vector(&l->peft.config.lora, g, m[i], false);
+	}
+	return graph_dora(g, u, slot, lr, m, w_squares);
+}
+
+/*
+ * PiSSA and OLoRA take s·B₀·A₀, with which the factors start, out of the base's weights. The base is
+ * shared and stays as it is; the product is subtracted here.
+ */
+static int subtract_start(struct lora *l, struct graph *g, int y, int x, size_t first,
+	const struct low_rank *lr)
+{
+	struct low_rank fixed = *lr;
+	int64_t in = l->modules[first].in;
+	size_t a0 = graph_constant(g, (size_t)(lr->rank * in));
+	for (int i = 0; i < lr->n_parts; i++) {
+		struct lora_module *m = &l->modules[first + (size_t)i];
+		m->a0 = a0 + (size_t)(lr->parts[i].row * in);
+		m->b0 = graph_constant(g, (size_t)(m->out * m->r));
+		assert(m->b0 <= INT_MAX);
+		fixed.parts[i].b = (int)m->b0;
+		fixed.parts[i].scale = -lr->parts[i].scale;
+	}
+	return graph_fixed_low_rank(g, y, x, a0, &fixed);
+}
+
+/* Adds what the parts [first, end) of a site that are targets need. */
 static int add_low_rank(struct lora *l, struct graph *g, const struct linear_site *site, int x,
 	int y, int first, int end)
 {
-	const struct weight w = g->weights[site->weight];
-	struct low_rank lr = {.a = NONE};
-	int64_t col = 0;
+	struct low_rank lr;
 	size_t first_module = l->n_modules;
-	for (int i = 0; i < w.n_parts; col += w.parts[i++].rows) {
-		if (i < first || i >= end || !lora_config_targets(&l->config, w.parts[i].module)) {
-			continue;
-		}
-		int b = graph_param(g, w.parts[i].rows, l->config.r);
-		int k = lr.n_parts++;
-		lr.parts[k].b = b;
-		lr.parts[k].col = col;
-		lr.parts[k].cols = w.parts[i].rows;
-		lr.parts[k].row = lr.rank;
-		lr.parts[k].r = l->config.r;
-		lr.parts[k].scale = (float)(l->config.lora_alpha / (double)l->config.r);
-
-		assert(l->n_modules < l->cap_modules);
-		struct lora_module *m = &l->modules[l->n_modules++];
-		*m = (struct lora_module){.r = l->config.r, .in = w.cols, .out = w.parts[i].rows, .b = b,
-			.row = lr.rank};
-		memcpy(m->name, w.parts[i].module, sizeof(m->name));
-		lr.rank += l->config.r;
-	}
+	add_factors(l, g, site->weight, first, end, &lr);
 	if (lr.n_parts == 0) {
 		return y;
 	}
-	lr.a = graph_param(g, lr.rank, w.cols);
-	for (size_t i = first_module; i < l->n_modules; i++) {
-		l->modules[i].a = lr.a;
+	y = graph_low_rank(g, y, x, &lr);
+	if (lora_decomposes(&l->peft.config.lora)) {
+		y = subtract_start(l, g, y, x, first_module, &lr);
 	}
-	return graph_low_rank(g, y, x, &lr);
+	return l->peft.config.lora.use_dora
+		? add_magnitudes(l, g, y, site->weight, first_module, &lr) : y;
 }
 
 static int lora_linear(struct peft *p, struct graph *g, const struct linear_site *site)
 {
 	struct lora *l = lora_of(p);
+	const struct lora_config *c = &p->config.lora;
 	int n = g->weights[site->weight].n_parts;
-	if (l->config.lora_dropout <= 0 || !g->trainable) {
+	if (c->lora_dropout <= 0 || !g->trainable) {
 		return add_low_rank(l, g, site, site->x, site->y, 0, n);
 	}
 	int y = site->y;
 	for (int i = 0; i < n; i++) {
-		if (lora_config_targets(&l->config, g->weights[site->weight].parts[i].module)) {
-			int x = graph_dropout(g, site->x, (float)l->config.lora_dropout);
+		if (lora_targets(c, g->weights[site->weight].parts[i].module)) {
+			int x = graph_dropout(g, site->x, (float)c->lora_dropout);
 			y = add_low_rank(l, g, site, x, y, i, i + 1);
 		}
 	}
 	return y;
+}
+
+static int lora_embedding(struct peft *p, struct graph *g, int slot, int x)
+{
+	/* PEFT's LoRA+ knows a learning rate of its own for these, and no way to set it. */
+	const double plus_learning_rate = 1e-6;
+	const struct lora_config *c = &p->config.lora;
+	const struct weight w = g->weights[slot];
+	if (!lora_targets(c, w.parts[0].module)) {
+		return x;
+	}
+	struct lora_module *m = add_module(lora_of(p), &w, 0);
+	m->embedding = true;
+	m->in = w.rows;
+	m->out = w.cols;
+	m->a = graph_param(g, m->r, m->in);
+	m->b = graph_param(g, m->out, m->r);
+	if (c->loraplus_lr_ratio > 0) {
+		g->params[m->a].learning_rate = g->params[m->b].learning_rate = plus_learning_rate;
+	}
+	return graph_embedding_low_rank(g, x, m->a, m->b, (float)lora_scale(c, m->name));
+}
+
+static bool lora_head(struct peft *p, struct graph *g, int slot, struct low_rank *ret)
+{
+	add_factors(lora_of(p), g, slot, 0, 1, ret);
+	return ret->n_parts > 0;
 }
 
 /* ---- parameters ---------------------------------------------------------------------------- */
@@ -113,348 +244,517 @@ static size_t a_offset(const struct graph *g, const struct lora_module *m)
 	return g->params[m->a].offset + (size_t)(m->row * m->in);
 }
 
-/* A uniform in ±1/sqrt(in): kaiming_uniform with a = sqrt(5), as in PEFT. B stays zero. */
-static void lora_init(const struct peft *p, const struct graph *g, uint64_t seed, float *flat)
+/* An embedding's A is zero and its B normal: the other way round than elsewhere. */
+static void init_embedding(const struct lora_module *m, enum lora_init how, uint64_t seed,
+	uint64_t index, float *a, float *b)
 {
-	const struct lora *l = lora_of_const(p);
-	for (size_t i = 0; i < l->n_modules; i++) {
-		const struct lora_module *m = &l->modules[i];
-		struct rng_key key = {seed, rng_stream(RNG_INIT, i, 0, 0)};
-		double bound = 1.0 / sqrt((double)m->in);
-		float *a = flat + a_offset(g, m);
-		for (int64_t k = 0; k < m->r * m->in; k++) {
-			double u = ((double)rng_bits(key, (uint64_t)k) + 0.5) / 4294967296.0;
-			a[k] = (float)((2 * u - 1) * bound);
-		}
+	peft_fill_normal(b, (size_t)(m->out * m->r), 0, 1, seed, index);
+	if (how == LORA_INIT_RANDOM) {
+		peft_fill_normal(a, (size_t)(m->r * m->in), 0, 1, seed, index + (1u << 20));
 	}
 }
 
-static int load_factor(const struct adapter *a, const char *module, char factor, int64_t rows,
-	int64_t cols, float *out, struct errmsg *err)
+/* A uniform in ±1/sqrt(in), kaiming_uniform with a = sqrt(5), as in PEFT; B zero. With
+ * init_lora_weights false both are like torch's Linear. */
+static void init_factors(const struct lora_module *m, enum lora_init how, uint64_t seed,
+	uint64_t index, float *a, float *b)
 {
-	char key[MODULE_NAME_MAX + 64];
-	int r = adapter_lora_key(key, sizeof(key), module, factor);
-	if (r < 0) {
-		return r;
+	size_t n = (size_t)(m->r * m->in);
+	if (how == LORA_INIT_GAUSSIAN) {
+		peft_fill_normal(a, n, 0, 1.0 / (double)m->r, seed, index);
+	} else {
+		peft_fill_uniform(a, n, 1.0 / sqrt((double)m->in), seed, index);
 	}
-	const struct st_tensor *t = safetensors_find(&a->tensors, key);
-	if (!t) {
-		return errmsg_set(err, STATUS_INVALID, "adapter: no tensor %s, which a target of the job "
-			"has; its target modules must be those of the job", key);
+	if (how == LORA_INIT_RANDOM) {
+		peft_fill_uniform(b, (size_t)(m->out * m->r), 1.0 / sqrt((double)m->r), seed,
+			index + (1u << 20));
 	}
-	if (t->n_dims != 2 || t->dims[0] != rows || t->dims[1] != cols) {
-		return errmsg_set(err, STATUS_INVALID, "adapter: %s is [%lld, %lld], not [%lld, %lld] as r "
-			"and the base model have it", key, (long long)t->dims[0],
-			(long long)(t->n_dims > 1 ? t->dims[1] : 1), (long long)rows, (long long)cols);
+}
+
+/* The magnitudes start as the norms of the rows of W + s·B·A. */
+static int init_magnitudes(const struct lora_config *c, const struct lora_module *m,
+	const struct base_model *base, const float *a, const float *b, float *out, struct errmsg *err)
+{
+	_cleanup_(freep) float *w = alloc_array((size_t)m->out, (size_t)m->in * sizeof(*w));
+	if (!w) {
+		return -ENOMEM;
 	}
-	r = st_tensor_read_f32(t, out, err);
-	for (int64_t i = 0; r == 0 && i < rows * cols; i++) {
-		if (!isfinite(out[i])) {
-			return errmsg_set(err, STATUS_INVALID, "adapter: %s: value %lld is no finite number",
-				key, (long long)i);
+	int r = base_read(base, m->name, "weight", m->out, m->in, w, err);
+	double scale = lora_scale(c, m->name);
+	for (int64_t i = 0; i < m->out && r == 0; i++) {
+		double sum = 0;
+		for (int64_t j = 0; j < m->in; j++) {
+			double v = 0;
+			for (int64_t k = 0; k < m->r; k++) {
+				v += (double)b[i * m->r + k] * (double)a[k * m->in + j];
+			}
+			v = (double)w[i * m->in + j] + scale * v;
+			sum += v * v;
 		}
+		out[i] = (float)sqrt(sum);
 	}
 	return r;
 }
 
-static int lora_load(const struct peft *p, const struct graph *g, const struct adapter *a,
-	float *flat, struct errmsg *err)
+/* The factors of PiSSA and OLoRA, from the base's values; scaled so that s·B·A is the product. */
+static int start_factors(const struct lora_config *c, const struct lora_module *m,
+	const struct base_model *base, float *a, float *b, struct errmsg *err)
 {
-	const struct lora *l = lora_of_const(p);
-	if (a->config.r != l->config.r || a->config.lora_alpha != l->config.lora_alpha) {
-		return errmsg_set(err, STATUS_INVALID, "adapter: r %lld and lora_alpha %g are not the "
-			"job's, %lld and %g", (long long)a->config.r, a->config.lora_alpha,
-			(long long)l->config.r, l->config.lora_alpha);
-	}
-	for (size_t i = 0; i < l->n_modules; i++) {
-		const struct lora_module *m = &l->modules[i];
-		int r = load_factor(a, m->name, 'A', m->r, m->in, flat + a_offset(g, m), err);
-		if (r == 0) {
-			r = load_factor(a, m->name, 'B', m->out, m->r, flat + g->params[m->b].offset, err);
-		}
-		if (r != 0) {
-			return r;
-		}
-	}
-	if (a->tensors.n_tensors != 2 * l->n_modules) {
-		return errmsg_set(err, STATUS_INVALID, "adapter: %zu tensors, but the job's target modules "
-			"in this base model have %zu", a->tensors.n_tensors, 2 * l->n_modules);
-	}
-	return 0;
-}
-
-static int lora_save(const struct peft *p, const struct graph *g, const float *flat,
-	const char *base, struct buf *config_json, struct buf *weights, struct errmsg *err)
-{
-	const struct lora *l = lora_of_const(p);
-	_cleanup_(freep) struct adapter_lora *out = calloc_array(l->n_modules, sizeof(*out));
-	if (!out) {
-		return -ENOMEM;
-	}
-	for (size_t i = 0; i < l->n_modules; i++) {
-		const struct lora_module *m = &l->modules[i];
-		out[i] = (struct adapter_lora){
-			.module = m->name,
-			.r = m->r,
-			.in = m->in,
-			.out = m->out,
-			.a = flat + a_offset(g, m),
-			.b = flat + g->params[m->b].offset,
-		};
-	}
-	struct lora_config c = l->config;
-	_cleanup_(freep) char *path = strdup(base);
-	if (!path) {
-		return -ENOMEM;
-	}
-	if (!c.base_model_name_or_path) {
-		c.base_model_name_or_path = path;
-	}
-	int r = adapter_export(config_json, weights, &c, out, l->n_modules, err);
+	const uint64_t seed = 0; /* not the job's: a folder of it must find the same factors again */
+	_cleanup_(freep) float *w = alloc_array((size_t)m->out, (size_t)m->in * sizeof(*w));
+	int r = w ? base_read(base, m->name, "weight", m->out, m->in, w, err) : -ENOMEM;
 	if (r != 0) {
 		return r;
 	}
-	return adapter_verify(config_json->data, config_json->len, weights->data, weights->len, out,
-		l->n_modules, err);
+	if (c->init_lora_weights == LORA_INIT_OLORA) {
+		return decompose_qr(w, m->out, m->in, m->r, a, b);
+	}
+	r = c->pissa_niter > 0 ? decompose_svd_random(w, m->out, m->in, m->r, c->pissa_niter, seed, a, b) :
+		decompose_svd(w, m->out, m->in, m->r, a, b);
+	float root = (float)(1 / sqrt(lora_scale(c, m->name)));
+	for (int64_t i = 0; i < m->r * m->in && r == 0; i++) {
+		a[i] *= root;
+	}
+	for (int64_t i = 0; i < m->out * m->r && r == 0; i++) {
+		b[i] *= root;
+	}
+	return r == -EDOM ? errmsg_set(err, STATUS_FAILED, "%s: its singular values cannot be found; "
+		"init_lora_weights pissa_niter_4 takes another way", m->name) : r;
 }
 
-static size_t lora_n_tensors(const struct peft *p)
+static int lora_init(const struct peft *p, const struct graph *g, const struct base_model *base,
+	uint64_t seed, float *flat, struct errmsg *err)
 {
-	return 2 * lora_of_const(p)->n_modules;
+	const struct lora *l = lora_of_const(p);
+	const struct lora_config *c = &p->config.lora;
+	int r = 0;
+	for (size_t i = 0; i < l->n_modules && r == 0; i++) {
+		const struct lora_module *m = &l->modules[i];
+		float *a = flat + a_offset(g, m), *b = flat + g->params[m->b].offset;
+		if (m->embedding) {
+			init_embedding(m, c->init_lora_weights, seed, i, a, b);
+		} else if (lora_decomposes(c)) {
+			r = start_factors(c, m, base, a, b, err);
+		} else {
+			init_factors(m, c->init_lora_weights, seed, i, a, b);
+		}
+		if (r == 0 && m->m != NONE) {
+			r = init_magnitudes(c, m, base, a, b, flat + g->params[m->m].offset, err);
+		}
+	}
+	return r ? r : peft_init_base(g, base, flat, err);
 }
 
-static void lora_tensor(const struct peft *p, const struct graph *g, size_t i, char *name,
-	size_t cap, size_t *ret_offset, int64_t dims[2])
+/* The squared norms of the rows of W, as the products have it. */
+static int row_squares(const struct lora_module *m, enum dtype dtype, const struct base_model *base,
+	float *out, struct errmsg *err)
 {
-	const struct lora_module *m = &lora_of_const(p)->modules[i / 2];
-	bool is_a = i % 2 == 0;
-	int r = adapter_lora_key(name, cap, m->name, is_a ? 'A' : 'B');
-	assert(r >= 0);
+	_cleanup_(freep) float *w = alloc_array((size_t)m->out, (size_t)m->in * sizeof(*w));
+	int r = w ? base_read(base, m->name, "weight", m->out, m->in, w, err) : -ENOMEM;
+	for (int64_t k = 0; k < m->out && r == 0; k++) {
+		double sum = 0;
+		for (int64_t j = 0; j < m->in; j++) {
+			float v = w[k * m->in + j];
+			v = dtype == DTYPE_BF16 ? bf16_to_f32(bf16_from_f32(v)) : v;
+			sum += (double)v * (double)v;
+		}
+		out[k] = (float)sum;
+	}
+	return r;
+}
+
+static int lora_constants(struct peft *p, const struct graph *g, const struct base_model *base,
+	float *host, struct errmsg *err)
+{
+	struct lora *l = lora_of(p);
+	int r = 0;
+	for (size_t i = 0; i < l->n_modules && r == 0; i++) {
+		const struct lora_module *m = &l->modules[i];
+		if (m->m != NONE) {
+			r = row_squares(m, g->dtype, base, host + m->w_squares, err);
+		}
+		if (r == 0 && lora_decomposes(&p->config.lora)) {
+			r = start_factors(&p->config.lora, m, base, host + m->a0, host + m->b0, err);
+		}
+	}
+	if (r == 0 && lora_decomposes(&p->config.lora)) {
+		free(l->start);
+		l->start = alloc_array(g->constants, sizeof(*l->start));
+		if (!l->start) {
+			return -ENOMEM;
+		}
+		memcpy(l->start, host, g->constants * sizeof(*l->start));
+	}
+	return r;
+}
+
+/* Tensors of the modules: with DoRA three each, but an embedding has no magnitudes. */
+static size_t per_module(const struct peft *p)
+{
+	return p->config.lora.use_dora ? 3 : 2;
+}
+
+static size_t tensor_elements(const struct peft_tensor *t)
+{
+	size_t n = 1;
+	for (int i = 0; i < t->n_dims; i++) {
+		n *= (size_t)t->dims[i];
+	}
+	return n;
+}
+
+static size_t lora_n_tensors(const struct peft *p, const struct graph *g)
+{
+	return per_module(p) * lora_of_const(p)->n_modules + peft_n_base_tensors(g);
+}
+
+/* A trained tensor of the base by PEFT's key. */
+static void base_tensor(const struct peft *p, const struct graph *g, size_t i,
+	struct peft_tensor *ret)
+{
+	struct peft_tensor t;
+	peft_base_tensor(g, i, &t);
+	*ret = t;
+	char *dot = strrchr(t.name, '.');
+	bool bias = strcmp(dot, ".bias") == 0;
+	*dot = '\0';
+	bool wrapped = bias && lora_targets(&p->config.lora, t.name);
+	int r = lora_key(ret->name, sizeof(ret->name), t.name, wrapped ? LORA_TENSOR_BASE_BIAS :
+		bias ? LORA_TENSOR_BIAS : LORA_TENSOR_WEIGHT);
+	assert(r == 0);
 	(void)r;
-	*ret_offset = is_a ? a_offset(g, m) : g->params[m->b].offset;
-	dims[0] = is_a ? m->r : m->out;
-	dims[1] = is_a ? m->in : m->r;
+}
+
+static void lora_tensor(const struct peft *p, const struct graph *g, size_t i,
+	struct peft_tensor *ret)
+{
+	const struct lora *l = lora_of_const(p);
+	size_t k = per_module(p);
+	if (i >= k * l->n_modules) {
+		base_tensor(p, g, i - k * l->n_modules, ret);
+		return;
+	}
+	const struct lora_module *m = &l->modules[i / k];
+	enum lora_tensor_kind kind;
+	*ret = (struct peft_tensor){.n_dims = 2};
+	switch (i % k) {
+	case 0:
+		kind = m->embedding ? LORA_TENSOR_EMBEDDING_A : LORA_TENSOR_A;
+		ret->dims[0] = m->r;
+		ret->dims[1] = m->in;
+		ret->offset = a_offset(g, m);
+		break;
+	case 1:
+		kind = m->embedding ? LORA_TENSOR_EMBEDDING_B : LORA_TENSOR_B;
+		ret->dims[0] = m->out;
+		ret->dims[1] = m->r;
+		ret->offset = g->params[m->b].offset;
+		break;
+	default:
+		kind = LORA_TENSOR_MAGNITUDE;
+		ret->n_dims = 1;
+		ret->dims[0] = m->out;
+		ret->offset = g->params[m->m].offset;
+		break;
+	}
+	int r = lora_key(ret->name, sizeof(ret->name), m->name, kind);
+	assert(r == 0);
+	(void)r;
+}
+
+/*
+ * A folder of PiSSA or OLoRA as plain LoRA of twice the rank, which needs no changed base:
+ * s·(B·A - B₀·A₀) = s·[B, -B₀]·[A; A₀], as PEFT's path_initial_model_for_weight_conversion makes it.
+ */
+static int lora_exported(const struct peft *p, const struct graph *g, const float *flat,
+	struct peft_tensor **ret, size_t *ret_n, float **ret_data, struct errmsg *err)
+{
+	const struct lora *l = lora_of_const(p);
+	size_t n = lora_n_tensors(p, g), elements = 0;
+	_cleanup_(freep) struct peft_tensor *t = calloc_array(n, sizeof(*t));
+	const float *constants = l->start;
+	assert(constants);
+	if (!t) {
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < n; i++) {
+		lora_tensor(p, g, i, &t[i]);
+		elements += i < 2 * l->n_modules ? 2 * tensor_elements(&t[i]) : tensor_elements(&t[i]);
+	}
+	_cleanup_(freep) float *data = alloc_array(elements, sizeof(*data));
+	size_t at = 0;
+	if (!data) {
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < n; i++) {
+		const float *from = flat + t[i].offset;
+		size_t size = tensor_elements(&t[i]);
+		float *to = data + at;
+		t[i].offset = at;
+		if (i >= 2 * l->n_modules) {
+			memcpy(to, from, size * sizeof(*to));
+			at += size;
+			continue;
+		}
+		const struct lora_module *m = &l->modules[i / 2];
+		if (i % 2 == 0) {
+			memcpy(to, from, size * sizeof(*to));
+			memcpy(to + size, constants + m->a0, size * sizeof(*to));
+			t[i].dims[0] *= 2;
+		} else {
+			for (int64_t k = 0; k < m->out * m->r; k++) {
+				int64_t row = k / m->r, col = k % m->r;
+				to[row * 2 * m->r + col] = from[k];
+				to[row * 2 * m->r + m->r + col] = -constants[m->b0 + (size_t)k];
+			}
+			t[i].dims[1] *= 2;
+		}
+		at += 2 * size;
+	}
+	*ret = steal_ptr(t);
+	*ret_n = n;
+	*ret_data = steal_ptr(data);
+	return 0;
+}
+
+/* PEFT saves the base's matrix beside the factors of embeddings and head. */
+static bool lora_ignores(const struct peft *p, const struct graph *g, const char *key)
+{
+	char module[TENSOR_NAME_MAX];
+	enum lora_tensor_kind kind;
+	return lora_split_key(key, module, sizeof(module), &kind) && kind == LORA_TENSOR_BASE_WEIGHT;
+}
+
+/* Where embeddings and head are one matrix, only one of the two being changed cannot be merged. */
+static bool lora_mergeable(const struct peft *p, const struct model_config *c)
+{
+	const struct lora_config *l = &p->config.lora;
+	static const char *const ends[] = {"model.embed_tokens", "lm_head"};
+	bool changed = false;
+	for (size_t i = 0; i < ARRAY_LEN(ends); i++) {
+		changed |= lora_targets(l, ends[i]) || lora_saves(l, ends[i]);
+	}
+	return !(changed && c->tie_word_embeddings);
+}
+
+static int describe_patterns(struct buf *out, const char *name, const struct patterns *p)
+{
+	int r = p->n > 0 ? buf_appendf(out, " %s=", name) : 0;
+	for (size_t i = 0; i < p->n && r == 0; i++) {
+		r = buf_appendf(out, "%s%s:%.17g", i ? "," : "", p->items[i].key, p->items[i].value);
+	}
+	return r;
 }
 
 static int lora_describe(const struct peft *p, struct buf *out)
 {
-	const struct lora_config *c = &lora_of_const(p)->config;
-	int r = buf_appendf(out, "lora r=%lld alpha=%.17g dropout=%.17g targets=", (long long)c->r,
+	const struct lora_config *c = &p->config.lora;
+	int r = buf_appendf(out, "lora r=%lld alpha=%.17g dropout=%.17g", (long long)c->r,
 		c->lora_alpha, c->lora_dropout);
-	for (size_t i = 0; i < c->n_target_modules && r == 0; i++) {
-		r = buf_appendf(out, "%s%s", i ? "," : "", c->target_modules[i]);
+	r = r ? r : peft_describe_modules(out, "targets", &c->target_modules);
+	/* What follows stands only where it is used. */
+	r = r || !c->use_rslora ? r : buf_appendf(out, " rslora");
+	r = r || !c->use_dora ? r : buf_appendf(out, " dora");
+	r = r || c->bias == LORA_BIAS_NONE ? r : buf_appendf(out, " bias=%d", (int)c->bias);
+	r = r || c->loraplus_lr_ratio <= 0 ? r : buf_appendf(out, " loraplus=%.17g",
+		c->loraplus_lr_ratio);
+	r = r || c->init_lora_weights == LORA_INIT_DEFAULT ? r : buf_appendf(out, " init=%d niter=%lld",
+		(int)c->init_lora_weights, (long long)c->pissa_niter);
+	r = r ? r : describe_patterns(out, "ranks", &c->rank_pattern);
+	r = r ? r : describe_patterns(out, "alphas", &c->alpha_pattern);
+	for (size_t i = 0; i < c->n_layers_to_transform && r == 0; i++) {
+		r = buf_appendf(out, "%s%lld", i ? "," : " layers=", (long long)c->layers_to_transform[i]);
 	}
-	return r;
+	return r || c->modules_to_save.n == 0 ? r :
+		peft_describe_modules(out, "saved", &c->modules_to_save);
 }
-
-static void lora_free(struct peft *p)
-{
-	struct lora *l = lora_of(p);
-	lora_config_deinit(&l->config);
-	free(l->modules);
-	free(l);
-}
-
-static const struct peft_method lora_method = {
-	.name = "lora",
-	.free = lora_free,
-	.begin = lora_begin,
-	.linear = lora_linear,
-	.init = lora_init,
-	.load = lora_load,
-	.save = lora_save,
-	.n_tensors = lora_n_tensors,
-	.tensor = lora_tensor,
-	.describe = lora_describe,
-};
 
 /* ---- targets ------------------------------------------------------------------------------- */
 
-static const char *suffix_of(const char *module)
+static bool may_target(const struct weight *w)
 {
-	const char *dot = strrchr(module, '.');
-	return dot ? dot + 1 : module;
+	return w->adaptable || w->head || w->kind == WEIGHT_TABLE;
 }
 
-static bool is_all_linear(const struct lora_config *c)
+/* Each of modules_to_save is there. */
+static int check_saved(const struct lora_config *c, const struct graph *g, struct errmsg *err)
 {
-	return !c->target_modules_is_regex && c->n_target_modules == 1 &&
-		strcmp(c->target_modules[0], "all-linear") == 0;
-}
-
-static bool has_suffix(const struct lora_config *c, const char *suffix)
-{
-	for (size_t i = 0; i < c->n_target_modules; i++) {
-		if (strcmp(c->target_modules[i], suffix) == 0) {
-			return true;
+	for (size_t i = 0; i < c->modules_to_save.n; i++) {
+		const struct lora_config one = {.modules_to_save = {&c->modules_to_save.names[i], 1, false}};
+		bool found = false;
+		for (int s = 0; s < g->n_weights; s++) {
+			for (int k = 0; k < g->weights[s].n_parts; k++) {
+				found |= lora_saves(&one, g->weights[s].parts[k].module);
+			}
+		}
+		if (!found) {
+			return errmsg_set(err, STATUS_INVALID, "lora.modules_to_save: \"%s\" is no module of "
+				"this model", c->modules_to_save.names[i]);
 		}
 	}
-	return false;
-}
-
-static int add_target(struct lora_config *c, const char *name)
-{
-	char **p = realloc_array(c->target_modules, c->n_target_modules + 1, sizeof(*p));
-	if (!p) {
-		return -ENOMEM;
-	}
-	c->target_modules = p;
-	p[c->n_target_modules] = strdup(name);
-	if (!p[c->n_target_modules]) {
-		return -ENOMEM;
-	}
-	c->n_target_modules++;
 	return 0;
 }
 
-/* The configuration with its list of targets, "all-linear" spelled out. */
-static int resolve(struct lora_config *ret, const struct lora_config *c, const struct graph *g)
+/* Keys of a map that match no target, or two keys with different values for one: PEFT takes the first
+ * in an order that saving changes. */
+static int check_map(const struct lora_config *c, const struct patterns *p, const char *field,
+	const struct graph *g, struct errmsg *err)
 {
-	*ret = *c;
-	ret->target_modules = NULL;
-	ret->n_target_modules = 0;
-	ret->base_model_name_or_path = NULL;
-	if (c->base_model_name_or_path) {
-		ret->base_model_name_or_path = strdup(c->base_model_name_or_path);
-		if (!ret->base_model_name_or_path) {
-			return -ENOMEM;
+	for (size_t k = 0; k < p->n; k++) {
+		size_t matches = 0;
+		for (int i = 0; i < g->n_weights; i++) {
+			const struct weight *w = &g->weights[i];
+			for (int j = 0; j < w->n_parts; j++) {
+				const char *module = w->parts[j].module;
+				if (!lora_targets(c, module) || !pattern_matches(p->items[k].key, module)) {
+					continue;
+				}
+				matches++;
+				double first = patterns_value(p, module, 0);
+				if (first != p->items[k].value) {
+					return errmsg_set(err, STATUS_INVALID, "%s: two keys match %s, with values %g "
+						"and %g; each target may match one", field, module, first,
+						p->items[k].value);
+				}
+			}
+		}
+		if (matches == 0) {
+			return errmsg_set(err, STATUS_INVALID, "%s: \"%s\" matches none of the targets", field,
+				p->items[k].key);
 		}
 	}
-	int r = 0;
-	if (!is_all_linear(c)) {
-		for (size_t i = 0; i < c->n_target_modules && r == 0; i++) {
-			r = add_target(ret, c->target_modules[i]);
+	return 0;
+}
+
+/* What does not go together. */
+static int check_combinations(const struct lora_config *c, const struct graph *g,
+	struct errmsg *err)
+{
+	/* Dropout is nothing to an adapter that is only used. */
+	bool dropout = c->lora_dropout > 0 && g->trainable;
+	if (dropout && (c->use_dora || lora_decomposes(c))) {
+		return errmsg_set(err, STATUS_INVALID, "lora.lora_dropout: with %s it is not there yet; set "
+			"it to 0", c->use_dora ? "DoRA" : "PiSSA and OLoRA");
+	}
+	for (int i = 0; i < g->n_weights; i++) {
+		const struct weight *w = &g->weights[i];
+		for (int k = 0; lora_decomposes(c) && k < w->n_parts; k++) {
+			const char *module = w->parts[k].module;
+			int64_t most = min_i64(w->parts[k].rows, w->cols), r = lora_rank(c, module);
+			if (lora_targets(c, module) && r > most) {
+				return errmsg_set(err, STATUS_INVALID, "lora.r: %lld; PiSSA and OLoRA need at most "
+					"%lld for %s", (long long)r, (long long)most, module);
+			}
 		}
+		if (w->adaptable || !lora_targets(c, w->parts[0].module)) {
+			continue;
+		}
+		if (lora_decomposes(c)) {
+			return errmsg_set(err, STATUS_INVALID, "lora.init_lora_weights: PiSSA and OLoRA on %s "
+				"are not there; leave it out of target_modules", w->parts[0].module);
+		}
+		if (c->use_dora) {
+			return errmsg_set(err, STATUS_INVALID, "lora.use_dora: DoRA on %s is not there; leave "
+				"it out of target_modules", w->parts[0].module);
+		}
+		if (w->head && dropout) {
+			return errmsg_set(err, STATUS_INVALID, "lora.lora_dropout: dropout before %s is not "
+				"there; set it to 0 or leave the head out of target_modules", w->parts[0].module);
+		}
+	}
+	return 0;
+}
+
+/* Each layer that is named is there, and there are targets. */
+static int check_modules(const struct lora_config *c, const struct graph *g, size_t *ret_n,
+	struct errmsg *err)
+{
+	size_t n = 0;
+	int r = check_combinations(c, g, err);
+	if (r != 0) {
 		return r;
 	}
-	for (int i = 0; i < g->n_weights; i++) {
-		const struct weight *w = &g->weights[i];
-		for (int k = 0; w->adaptable && k < w->n_parts && r == 0; k++) {
-			const char *suffix = suffix_of(w->parts[k].module);
-			r = has_suffix(ret, suffix) ? 0 : add_target(ret, suffix);
+	for (size_t i = 0; i < c->n_layers_to_transform; i++) {
+		if (c->layers_to_transform[i] >= g->config.num_hidden_layers) {
+			return errmsg_set(err, STATUS_INVALID, "lora.layers_to_transform: %lld; this model has "
+				"layers 0 to %lld", (long long)c->layers_to_transform[i],
+				(long long)g->config.num_hidden_layers - 1);
 		}
 	}
-	return r;
-}
-
-/* The suffixes of all modules that may be targets, as "a, b, c"; and the one nearest to `name`. */
-static const char *list_targets(const struct graph *g, const char *name, char *out, size_t cap)
-{
-	const char *nearest = NULL;
-	unsigned best = UINT_MAX;
-	size_t len = 0;
-	out[0] = '\0';
-	for (int i = 0; i < g->n_weights; i++) {
-		const struct weight *w = &g->weights[i];
-		for (int k = 0; w->adaptable && k < w->n_parts; k++) {
-			const char *suffix = suffix_of(w->parts[k].module);
-			unsigned d = edit_distance(suffix, suffix_of(name));
-			if (d < best) {
-				best = d;
-				nearest = suffix;
-			}
-			if (!strstr(out, suffix) && len < cap) {
-				int n = snprintf(out + len, cap - len, "%s%s", len ? ", " : "", suffix);
-				len += n > 0 ? (size_t)n : 0;
-			}
-		}
-	}
-	return best <= 3 ? nearest : NULL;
-}
-
-/* Counts what one entry of the list matches; refuses what cannot be a target. */
-static int check_target(const struct lora_config *c, size_t entry, const struct graph *g,
-	size_t *ret_matches, struct errmsg *err)
-{
-	struct lora_config one = *c;
-	one.target_modules = &c->target_modules[entry];
-	one.n_target_modules = 1;
-	const char *name = c->target_modules[entry];
-	size_t matches = 0;
 	for (int i = 0; i < g->n_weights; i++) {
 		const struct weight *w = &g->weights[i];
 		for (int k = 0; k < w->n_parts; k++) {
-			if (!lora_config_targets(&one, w->parts[k].module)) {
-				continue;
-			}
-			if (!w->adaptable) {
-				return errmsg_set(err, STATUS_INVALID, "lora.target_modules: \"%s\" selects %s; "
-					"embeddings, norms and the head cannot be targets of LoRA here", name,
-					w->parts[k].module);
-			}
-			matches++;
+			n += lora_targets(c, w->parts[k].module);
 		}
 	}
-	if (matches == 0) {
-		char names[256];
-		const char *nearest = list_targets(g, name, names, sizeof(names));
-		return errmsg_set(err, STATUS_INVALID, "lora.target_modules: \"%s\" matches no linear "
-			"layer of this model%s%s%s; there are: %s", name, nearest ? "; did you mean \"" : "",
-			nearest ? nearest : "", nearest ? "\"?" : "", names);
+	if (n == 0) {
+		return errmsg_set(err, STATUS_INVALID, "lora: layers_to_transform and modules_to_save "
+			"leave no target of target_modules");
 	}
-	*ret_matches = matches;
+	*ret_n = n;
 	return 0;
 }
 
-int lora_check(const struct lora_config *c, struct errmsg *err)
+static const struct peft_method lora_decomposed;
+
+static int lora_start(struct peft *p, const struct graph *g, struct errmsg *err)
 {
-	if (c->r < 1 || c->r > 65536) {
-		return errmsg_set(err, STATUS_INVALID, "lora.r: %lld; it must be from 1 to 65536",
-			(long long)c->r);
+	struct lora *l = lora_of(p);
+	struct lora_config *c = &p->config.lora;
+	int r = peft_resolve_all_linear(&c->target_modules, g);
+	r = r ? r : peft_check_targets(&c->target_modules, g, may_target, "lora.target_modules",
+		"linear layer or embedding", err);
+	r = r ? r : check_saved(c, g, err);
+	r = r ? r : check_modules(c, g, &l->cap_modules, err);
+	r = r ? r : check_map(c, &c->rank_pattern, "lora.rank_pattern", g, err);
+	r = r ? r : check_map(c, &c->alpha_pattern, "lora.alpha_pattern", g, err);
+	if (r != 0) {
+		return r;
 	}
-	if (!isfinite(c->lora_alpha) || c->lora_alpha <= 0) {
-		return errmsg_set(err, STATUS_INVALID, "lora.lora_alpha: %g; it must be a number above 0",
-			c->lora_alpha);
+	if (lora_decomposes(c)) {
+		p->method = &lora_decomposed;
 	}
-	if (!(c->lora_dropout >= 0 && c->lora_dropout < 1)) {
-		return errmsg_set(err, STATUS_INVALID, "lora.lora_dropout: %g; it must be at least 0 and "
-			"below 1", c->lora_dropout);
-	}
-	if (c->n_target_modules == 0) {
-		return errmsg_set(err, STATUS_INVALID, "lora.target_modules: empty; name modules (q_proj, "
-			"…) or say all-linear");
-	}
-	for (size_t i = 0; i < c->n_target_modules; i++) {
-		if (c->target_modules[i][0] == '\0') {
-			return errmsg_set(err, STATUS_INVALID, "lora.target_modules: entry %zu is empty",
-				i + 1);
-		}
-		if (strcmp(c->target_modules[i], "all-linear") == 0 && c->n_target_modules > 1) {
-			return errmsg_set(err, STATUS_INVALID, "lora.target_modules: \"all-linear\" stands "
-				"alone; leave out the other names");
-		}
-	}
-	return 0;
+	l->modules = calloc_array(l->cap_modules, sizeof(*l->modules));
+	return l->modules ? 0 : -ENOMEM;
 }
 
-int lora_new(struct peft **ret, const struct lora_config *c, const struct graph *g,
-	struct errmsg *err)
+static void lora_stop(struct peft *p)
 {
-	int r = lora_check(c, err);
-	if (r != 0) {
-		return r;
-	}
-	struct lora *l = calloc(1, sizeof(*l));
-	if (!l) {
-		return -ENOMEM;
-	}
-	_cleanup_(peft_freep) struct peft *p = &l->peft;
-	p->method = &lora_method;
-	r = resolve(&l->config, c, g);
-	size_t cap = 0; /* an upper bound: entries may select the same module */
-	for (size_t i = 0; i < l->config.n_target_modules && r == 0; i++) {
-		size_t matches = 0;
-		r = check_target(&l->config, i, g, &matches, err);
-		cap += matches;
-	}
-	if (r != 0) {
-		return r;
-	}
-	l->modules = calloc_array(cap, sizeof(*l->modules));
-	l->cap_modules = cap;
-	if (!l->modules) {
-		return -ENOMEM;
-	}
-	*ret = steal_ptr(p);
-	return 0;
+	free(lora_of(p)->modules);
+	free(lora_of(p)->start);
 }
+
+#define LORA_METHOD \
+	.name = "lora", \
+	.kind = ADAPTER_PEFT, \
+	.peft_type = "LORA", \
+	.size = sizeof(struct lora), \
+	.check = lora_check, \
+	.config_read = lora_config_read, \
+	.config_write = lora_config_write, \
+	.check_tensors = lora_check_tensors, \
+	.matches = lora_matches, \
+	.start = lora_start, \
+	.stop = lora_stop, \
+	.begin = lora_begin, \
+	.weight = lora_weight, \
+	.embedding = lora_embedding, \
+	.linear = lora_linear, \
+	.head = lora_head, \
+	.init = lora_init, \
+	.constants = lora_constants, \
+	.n_tensors = lora_n_tensors, \
+	.tensor = lora_tensor, \
+	.ignores = lora_ignores, \
+	.mergeable = lora_mergeable, \
+	.describe = lora_describe,
+
+const struct peft_method peft_lora = {
+	LORA_METHOD
+};
+
+/* PiSSA and OLoRA leave in another form than they are trained in. */
+static const struct peft_method lora_decomposed = {
+	LORA_METHOD
+	.exported = lora_exported,
+};

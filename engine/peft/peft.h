@@ -2,8 +2,10 @@
 /*
  * What a PEFT method is to the rest of the engine: hooks through which it adds to a model's graph
  * while that is built, and the way its parameters start, leave and come back. One method is one
- * file in this folder that fills a struct peft_method.
+ * file in this folder that fills a struct peft_method; peft.c has the list of them.
  */
+
+#include <jansson.h>
 
 #include "engine/engine.h"
 #include "engine/graph.h"
@@ -21,46 +23,129 @@ enum sublayer {
 	SUBLAYER_MLP,
 };
 
+struct sublayer_site {
+	int64_t layer;
+	enum sublayer which;
+	int residual; /* the stream that the output joins: what the sublayer's norm read */
+	int input;    /* that norm's output */
+	int output;
+};
+
+/* First member of a method's own struct. */
 struct peft {
 	const struct peft_method *method;
+	struct method_config config; /* a copy, owned; targets resolved by the method's start() */
 };
 
-/* Every hook may be NULL; each returns the tensor that takes the place of the one it was given. */
+/* A trained tensor as it is stored: dims and the place of its first element in the flat buffers. */
+enum { TENSOR_NAME_MAX = MODULE_NAME_MAX + 96 };
+struct peft_tensor {
+	char name[TENSOR_NAME_MAX];
+	int n_dims;
+	int64_t dims[4];
+	size_t offset;
+};
+
+/* Every hook may be NULL unless said otherwise; where it returns a tensor, that takes the place of the
+ * one it was given. */
 struct peft_method {
-	const char *name;
-	void (*free)(struct peft *p);
+	const char *name; /* the job file's */
+	enum adapter_kind kind;
+	/* Where it depends on the resolved configuration; may be NULL. */
+	enum adapter_kind (*kind_of)(const struct method_config *m);
+	const char *peft_type; /* of ADAPTER_PEFT: adapter_config.json's */
+	size_t size;           /* of the method's own struct, zeroed before start() */
+
+	/* ---- configuration ---- */
+
+	/* Every value by itself; names fields as the job file does. */
+	int (*check)(const struct method_config *m, struct errmsg *err);
+	/* From a folder's configuration, an object that has peft_type, task_type and
+	 * base_model_name_or_path looked at already. Whatever is in it and would change results is
+	 * refused by name. Needed. */
+	int (*config_read)(struct method_config *ret, const json_t *o, struct errmsg *err);
+	/* Adds the method's own fields to the object; `c` is the base's. -ENOMEM. Needed. */
+	int (*config_write)(json_t *o, const struct method_config *m, const struct model_config *c);
+	/* A folder by itself: what is missing or left over in its tensors. */
+	int (*check_tensors)(const struct adapter *a, struct errmsg *err);
+	/* Can a job `want` start from a folder `have` of this method? Says which setting to change. */
+	int (*matches)(const struct method_config *have, const struct method_config *want,
+		struct errmsg *err);
+	/* Does a folder hold what a job `want` trains, so that it can start from one at all? NULL: yes. */
+	int (*can_start)(const struct method_config *want, struct errmsg *err);
+
+	/* ---- graph ---- */
+
+	/* Once, on a graph of the bare base that has its slots: resolves p->config's targets.
+	 * STATUS_INVALID for targets that are not there. */
+	int (*start)(struct peft *p, const struct graph *g, struct errmsg *err);
+	void (*stop)(struct peft *p); /* frees what start() and the hooks made */
 
 	/* A new graph begins: parameters registered before are forgotten. */
-	void (*begin)(struct peft *p);
-
-	/* The sum of an embedding's rows; before the first block. */
-	int (*embedding)(struct peft *p, struct graph *g, int x);
-	/* The output of a linear layer that is not the head. */
+	void (*begin)(struct peft *p, struct graph *g);
+	/* Rows that come before every sequence (ids -1, -2, …; positions 0, 1, …; no targets). */
+	int64_t (*virtual_tokens)(const struct peft *p);
+	/* Position of the first row of a sequence that is no virtual token, where these do not say. */
+	int64_t (*position_offset)(const struct peft *p);
+	/* A slot was added and no node uses it yet: graph_train_weight() and the like go here. */
+	void (*weight)(struct peft *p, struct graph *g, int slot);
+	/* The embedding's rows of slot `weight`; before the first block. */
+	int (*embedding)(struct peft *p, struct graph *g, int weight, int x);
+	/* The input of a linear layer, not of the head. */
+	int (*linear_input)(struct peft *p, struct graph *g, int weight, int x);
+	/* Its output. */
 	int (*linear)(struct peft *p, struct graph *g, const struct linear_site *site);
+	/* The head's low-rank update; false: none. */
+	bool (*head)(struct peft *p, struct graph *g, int weight, struct low_rank *ret);
 	/* The output of a norm. */
 	int (*norm)(struct peft *p, struct graph *g, int weight, int y);
-	/* Queries, keys and values of a layer, rotated. */
+	/* From rotated queries, keys and values: attention's output. NULL: graph_attention(). */
 	int (*attention)(struct peft *p, struct graph *g, int64_t layer, int qkv);
 	/* A sublayer's output before it joins the residual. */
-	int (*sublayer)(struct peft *p, struct graph *g, int64_t layer, enum sublayer which, int x);
+	int (*sublayer)(struct peft *p, struct graph *g, const struct sublayer_site *site);
 
-	/* Parameters of the last graph built: into `flat` (host memory, graph.param_elements
-	 * zeroes). */
-	void (*init)(const struct peft *p, const struct graph *g, uint64_t seed, float *flat);
+	/* ---- parameters of the last graph built ---- */
+
+	/* Starting values into `flat` (host memory, graph.param_elements zeroes). NULL: trained weights of
+	 * the base start as the base has them, everything else stays zero. (peft_init_base() does the
+	 * former for a method that has its own.) */
+	int (*init)(const struct peft *p, const struct graph *g, const struct base_model *base,
+		uint64_t seed, float *flat, struct errmsg *err);
+
+	/* The values of graph_constant(), host[graph.constants]. */
+	int (*constants)(struct peft *p, const struct graph *g, const struct base_model *base,
+		float *host, struct errmsg *err);
+
+	/* What is trained, tensor by tensor, all of it. NULL: the trained parameters of the base, by
+	 * Hugging Face's names (peft_base_tensor()). */
+	size_t (*n_tensors)(const struct peft *p, const struct graph *g);
+	void (*tensor)(const struct peft *p, const struct graph *g, size_t i, struct peft_tensor *ret);
+
+	/*
+	 * Where a folder does not hold just these tensors (the output of an encoder): n_exported tensors,
+	 * computed from flat into memory that the caller frees by free(*ret_data); then checkpoints keep
+	 * the tensors above themselves. `load` is the way back for graphs that are not trained.
+	 */
+	int (*exported)(const struct peft *p, const struct graph *g, const float *flat,
+		struct peft_tensor **ret, size_t *ret_n, float **ret_data, struct errmsg *err);
 	int (*load)(const struct peft *p, const struct graph *g, const struct adapter *a, float *flat,
 		struct errmsg *err);
-	/* Both files of a PEFT folder, read back and compared. */
-	int (*save)(const struct peft *p, const struct graph *g, const float *flat, const char *base,
-		struct buf *config_json, struct buf *weights, struct errmsg *err);
+	/* A key that a folder may hold and that says nothing. */
+	bool (*ignores)(const struct peft *p, const struct graph *g, const char *key);
 
-	/* Tensors as they are stored, for the optimizer's state: element range and name of each. */
-	size_t (*n_tensors)(const struct peft *p);
-	void (*tensor)(const struct peft *p, const struct graph *g, size_t i, char *name, size_t cap,
-		size_t *ret_offset, int64_t dims[2]);
+	/* Can what was trained be put into weights that a bare base of this configuration has? NULL: no. */
+	bool (*mergeable)(const struct peft *p, const struct model_config *c);
 
-	/* A line that holds all that decides what is computed (rank, alpha, targets, …). */
+	/* Appends a line that holds all that decides what is computed (rank, alpha, targets, …). */
 	int (*describe)(const struct peft *p, struct buf *out);
 };
+
+extern const struct peft_method peft_full, peft_last_k, peft_bitfit, peft_ln_tuning, peft_select,
+	peft_lora, peft_bottleneck, peft_prompt_tuning, peft_p_tuning,
+	peft_prefix_tuning, peft_ia3;
+extern const struct peft_method *const peft_methods[]; /* NULL-terminated */
+const struct peft_method *peft_method_find(const char *name); /* or NULL */
+enum adapter_kind peft_kind(const struct peft_method *method, const struct method_config *m);
 
 /* The method of `m` on a model whose slots are those of `g`; `g` is only looked at.
  * STATUS_INVALID for targets that are not there. */
@@ -68,6 +153,67 @@ int peft_new(struct peft **ret, const struct method_config *m, const struct grap
 	struct errmsg *err);
 void peft_free(struct peft *p);
 
-int lora_new(struct peft **ret, const struct lora_config *c, const struct graph *g,
+/* The tensors that are trained, whoever lists them. */
+size_t peft_n_tensors(const struct peft *p, const struct graph *g);
+void peft_tensor(const struct peft *p, const struct graph *g, size_t i, struct peft_tensor *ret);
+
+int peft_init(const struct peft *p, const struct graph *g, const struct base_model *base,
+	uint64_t seed, float *flat, struct errmsg *err);
+int peft_load(const struct peft *p, const struct graph *g, const struct adapter *a, float *flat,
 	struct errmsg *err);
-int lora_check(const struct lora_config *c, struct errmsg *err);
+/* Both files of a folder, read back and compared. `base`: name or path for the configuration. */
+int peft_save(const struct peft *p, const struct graph *g, const float *flat, const char *base,
+	struct buf *config_json, struct buf *weights, struct errmsg *err);
+
+/* ---- for methods --------------------------------------------------------------------------- */
+
+/* graph_train_weight(), but a tied weight whose partner is trained shares its parameter; and all of a
+ * slot, biases included. */
+void peft_train_weight(struct graph *g, int slot, int part);
+void peft_train_slot(struct graph *g, int slot);
+
+/* Trained parameters of the base (graph_train_weight() and graph_train_bias()), in the order of slots. */
+size_t peft_n_base_tensors(const struct graph *g);
+void peft_base_tensor(const struct graph *g, size_t i, struct peft_tensor *ret);
+/* Their values in the base: added biases, which it does not have, stay zero. */
+int peft_init_base(const struct graph *g, const struct base_model *base, float *flat,
+	struct errmsg *err);
+
+/* Reads the tensor `want` of an adapter into flat + want->offset: there, of these dims (a 1 more or
+ * less does not matter), finite; STATUS_INVALID otherwise. */
+int peft_load_tensor(const struct adapter *a, const struct peft_tensor *want, float *flat,
+	struct errmsg *err);
+
+/* For methods of which every job can be merged. */
+bool peft_always_mergeable(const struct peft *p, const struct model_config *c);
+
+/* What a list of targets may select. */
+typedef bool peft_may_target(const struct weight *w);
+bool peft_is_linear(const struct weight *w); /* in blocks: not the head */
+bool peft_is_norm(const struct weight *w);
+/* Every entry matches something, and only what may be a target; `field` names the list in errors
+ * ("ia3.target_modules"), `kind` what it selects ("linear layer"). The names there are, and the nearest,
+ * are in the error. */
+int peft_check_targets(const struct modules *targets, const struct graph *g, peft_may_target *may,
+	const char *field, const char *kind, struct errmsg *err);
+/* No empty entry, "all-linear" alone, a valid regular expression. */
+int peft_check_list(const struct modules *m, const char *field, struct errmsg *err);
+/* " field=a,b", for describe(). */
+int peft_describe_modules(struct buf *out, const char *field, const struct modules *m);
+/* Adds the last part of each name that may be a target, once. -ENOMEM. */
+int peft_add_suffixes(struct modules *targets, const struct graph *g, peft_may_target *may);
+/* Replaces "all-linear" by the suffixes of all linear layers. -ENOMEM. */
+int peft_resolve_all_linear(struct modules *targets, const struct graph *g);
+
+/* Fills values: uniform in ±bound; normal. Element i is a function of (seed, index, i). */
+void peft_fill_uniform(float *out, size_t n, double bound, uint64_t seed, uint64_t index);
+void peft_fill_normal(float *out, size_t n, double mean, double std, uint64_t seed, uint64_t index);
+
+/* JSON of adapter configurations. */
+int json_read_modules(struct modules *ret, const json_t *o, const char *key, bool regex_allowed,
+	struct errmsg *err); /* absent or null: empty */
+int json_write_modules(json_t *o, const char *key, const struct modules *m); /* sorted; none: null */
+/* Every key but those in `known` and `harmless` (NULL-terminated) must be unused (null, false, "", [],
+ * {}); STATUS_INVALID names the first that is not. */
+int json_refuse_others(const json_t *o, const char *const *known, const char *const *harmless,
+	struct errmsg *err);

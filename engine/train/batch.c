@@ -7,9 +7,9 @@
 
 #include "util/util.h"
 
-int batch_init(struct batch *b, int64_t max_tokens, int64_t max_seqs)
+int batch_init(struct batch *b, const struct graph *g)
 {
-	size_t tokens = (size_t)max_tokens, seqs = (size_t)max_seqs;
+	size_t tokens = (size_t)g->tokens, seqs = (size_t)g->max_seqs;
 	*b = (struct batch){
 		.ids = calloc_array(tokens, sizeof(int32_t)),
 		.positions = calloc_array(tokens, sizeof(int32_t)),
@@ -17,8 +17,10 @@ int batch_init(struct batch *b, int64_t max_tokens, int64_t max_seqs)
 		.seq_start = calloc_array(seqs, sizeof(int32_t)),
 		.seq_len = calloc_array(seqs, sizeof(int32_t)),
 		.seq_number = calloc_array(seqs, sizeof(int32_t)),
-		.max_tokens = max_tokens,
-		.max_seqs = max_seqs,
+		.max_tokens = g->tokens,
+		.max_seqs = g->max_seqs,
+		.virtual_tokens = g->virtual_tokens,
+		.position_offset = g->position_offset,
 	};
 	if (!b->ids || !b->positions || !b->targets || !b->seq_start || !b->seq_len || !b->seq_number) {
 		batch_deinit(b);
@@ -38,10 +40,10 @@ void batch_deinit(struct batch *b)
 	*b = (struct batch){0};
 }
 
-int64_t sample_targets(const struct samples *s, uint64_t sample)
+int64_t sample_targets(const struct samples *s, uint64_t sample, int64_t virtual_tokens)
 {
 	int64_t n = 0;
-	for (int64_t i = s->start[sample] + 1; i < s->start[sample + 1]; i++) {
+	for (int64_t i = s->start[sample] + (virtual_tokens == 0); i < s->start[sample + 1]; i++) {
 		n += s->labels[i] >= 0;
 	}
 	return n;
@@ -50,11 +52,22 @@ int64_t sample_targets(const struct samples *s, uint64_t sample)
 static void add_sequence(struct batch *b, const struct samples *s, uint64_t sample, int64_t number)
 {
 	const int32_t *ids = s->ids + s->start[sample], *labels = s->labels + s->start[sample];
-	int64_t len = s->start[sample + 1] - s->start[sample], at = b->rows;
-	for (int64_t i = 0; i < len; i++) {
-		b->ids[at + i] = ids[i];
+	int64_t len = s->start[sample + 1] - s->start[sample], at = b->rows, n = b->virtual_tokens;
+	for (int64_t i = 0; i < n; i++) {
+		b->ids[at + i] = (int32_t)(-1 - i);
 		b->positions[at + i] = (int32_t)i;
-		b->targets[at + i] = i + 1 < len && labels[i + 1] >= 0 ? labels[i + 1] : -1;
+		b->targets[at + i] = -1;
+	}
+	if (n > 0) {
+		/* The last of them stands before the first token. */
+		b->targets[at + n - 1] = labels[0] >= 0 ? labels[0] : -1;
+	}
+	len += n;
+	for (int64_t i = n; i < len; i++) {
+		int64_t next = i + 1 < len ? labels[i - n + 1] : -1;
+		b->ids[at + i] = ids[i - n];
+		b->positions[at + i] = (int32_t)(i - n + b->position_offset);
+		b->targets[at + i] = next >= 0 ? (int32_t)next : -1;
 	}
 	b->seq_start[b->n_seqs] = (int32_t)at;
 	b->seq_len[b->n_seqs] = (int32_t)len;
@@ -70,7 +83,8 @@ int64_t batch_fill(struct batch *b, const struct samples *s, const struct order 
 	b->rows = b->n_seqs = 0;
 	for (; k < n && b->n_seqs < (packing ? b->max_seqs : 1); k++) {
 		uint64_t sample = order_sample(o, step, k);
-		if (b->rows + s->start[sample + 1] - s->start[sample] > b->max_tokens) {
+		int64_t len = s->start[sample + 1] - s->start[sample] + b->virtual_tokens;
+		if (b->rows + len > b->max_tokens) {
 			break;
 		}
 		add_sequence(b, s, sample, k);

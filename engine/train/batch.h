@@ -10,14 +10,17 @@ struct batch {
 	int32_t *ids, *positions, *targets;        /* [max_tokens] */
 	int32_t *seq_start, *seq_len, *seq_number; /* [max_seqs] */
 	int64_t max_tokens, max_seqs;
+	int64_t virtual_tokens, position_offset; /* as in struct graph */
 	int64_t rows, n_seqs;
 };
 
-int batch_init(struct batch *b, int64_t max_tokens, int64_t max_seqs);
+/* For microbatches of a graph. -ENOMEM. */
+int batch_init(struct batch *b, const struct graph *g);
 void batch_deinit(struct batch *b);
 
-/* Labels of a sample that are trained on, after the shift by one. */
-int64_t sample_targets(const struct samples *s, uint64_t sample);
+/* Labels of a sample that are trained on, after the shift by one: the first token's is predicted only
+ * where virtual tokens come before it. */
+int64_t sample_targets(const struct samples *s, uint64_t sample, int64_t virtual_tokens);
 
 /* Fills it with the step's samples from number `first` on, in order, as many as fit (one without
  * packing). Returns the number of the first that is left. */

@@ -58,11 +58,7 @@ int train_config_check(const struct train_config *c, const struct method_config 
 	if (c->dtype != DTYPE_F32 && c->dtype != DTYPE_BF16) {
 		return errmsg_set(err, STATUS_INVALID, "train.dtype: it must be bf16 or f32");
 	}
-	if (!m->method || strcmp(m->method, "lora") != 0) {
-		return errmsg_set(err, STATUS_INVALID, "method: \"%s\" is unknown; there is: lora",
-			m->method ? m->method : "");
-	}
-	return lora_check(&m->lora, err);
+	return method_config_check(m, err);
 }
 
 int64_t train_steps(uint64_t n_samples, int64_t batch_size, int64_t max_steps, double epochs)
@@ -71,5 +67,6 @@ int64_t train_steps(uint64_t n_samples, int64_t batch_size, int64_t max_steps, d
 		return max_steps;
 	}
 	uint64_t per_epoch = (n_samples + (uint64_t)batch_size - 1) / (uint64_t)batch_size;
-	return (int64_t)ceil(epochs * (double)per_epoch);
+	double steps = ceil(epochs * (double)per_epoch);
+	return steps >= 1 && steps <= 0x1p40 ? (int64_t)steps : 0;
 }

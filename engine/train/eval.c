@@ -46,7 +46,7 @@ static int eval_in(const struct job *j, struct base_model *base, uint8_t *arena,
 	struct eval_metrics *ret, struct errmsg *err)
 {
 	struct run run = job_run(j, base, arena);
-	int r = job_upload_positions(j, arena);
+	int r = job_upload_tables(j, base, arena, err);
 	if (r == 0) {
 		r = run_prepare(&run, err);
 	}
@@ -68,27 +68,32 @@ int engine_eval(struct base_model *base, const struct adapter *adapter,
 		return r;
 	}
 	int64_t all = samples->start[samples->n] - samples->start[0];
-	int64_t tokens = (int64_t)align_up((size_t)max_i64(longest, min_i64(2048, all)), 16);
-	const struct graph_request q = {
+	struct graph_request q = {
 		.config = base_model_config(base),
 		.purpose = GRAPH_TRAIN,
 		.backend = base_model_backend(base),
 		.dtype = base_model_dtype(base),
-		.tokens = tokens,
-		.max_seqs = job_max_seqs(tokens),
+		.tokens = 16,
+		.max_seqs = 16,
 	};
 	_cleanup_(peft_freep) struct peft *peft = NULL;
 	if (adapter) {
-		const struct method_config m = {.method = "lora", .lora = adapter->config};
-		r = job_method(&peft, &q, &m, err);
+		r = job_method(&peft, &q, &adapter->config, err);
 	}
+	if (r == 0 && peft && peft->method->virtual_tokens) {
+		int64_t n = peft->method->virtual_tokens(peft);
+		longest += n;
+		all += n * (int64_t)samples->n;
+	}
+	q.tokens = (int64_t)align_up((size_t)max_i64(longest, min_i64(2048, all)), 16);
+	q.max_seqs = job_max_seqs(q.tokens);
 	struct job j = {0};
 	struct batch batch = {0};
 	if (r == 0) {
 		r = job_build(&j, &q, peft, RECOMPUTE_CHEAP, err);
 	}
 	if (r == 0) {
-		r = batch_init(&batch, tokens, q.max_seqs);
+		r = batch_init(&batch, j.g);
 	}
 	if (r == 0) {
 		uint8_t *arena = backend_alloc(q.backend, j.layout.total);

@@ -31,12 +31,18 @@ static size_t take(struct layout *l, size_t bytes)
 	return at;
 }
 
+/* Rows of the table of rotary angles: every position that a run may meet. */
+static int64_t n_positions(const struct graph *g)
+{
+	return (g->purpose == GRAPH_GENERATE ? g->context : g->tokens) + g->position_offset;
+}
+
 static struct layout lay_out(const struct graph *g, const struct placement *p)
 {
 	struct layout l = {0};
 	size_t flat = g->param_elements * sizeof(float), tokens = (size_t)g->tokens;
 	bool train = g->trainable;
-	int64_t positions = g->purpose == GRAPH_GENERATE ? g->context : g->tokens;
+	int64_t positions = n_positions(g);
 
 	l.masters = take(&l, flat);
 	l.copies = l.masters;
@@ -51,6 +57,7 @@ static struct layout lay_out(const struct graph *g, const struct placement *p)
 	l.targets = take(&l, tokens * sizeof(int32_t));
 	l.loss_sum = take(&l, sizeof(double));
 	l.cos_sin = take(&l, (size_t)positions * (size_t)g->config.head_dim * sizeof(float));
+	l.constants = take(&l, g->constants * sizeof(float));
 	l.region = take(&l, p->region);
 	return l;
 }
@@ -91,6 +98,7 @@ struct run job_run(const struct job *j, const struct base_model *base, uint8_t *
 		.base = base,
 		.region = arena + l->region,
 		.params = arena + l->copies,
+		.constants = (const float *)(void *)(arena + l->constants),
 		.grads = j->g->trainable ? (float *)(void *)(arena + l->grads) : NULL,
 		.ids = (const int32_t *)(void *)(arena + l->ids),
 		.positions = (const int32_t *)(void *)(arena + l->positions),
@@ -101,10 +109,30 @@ struct run job_run(const struct job *j, const struct base_model *base, uint8_t *
 	};
 }
 
-int job_upload_positions(const struct job *j, uint8_t *arena)
+static int upload_constants(const struct job *j, const struct base_model *base, uint8_t *arena,
+	struct errmsg *err)
 {
 	const struct graph *g = j->g;
-	int64_t n = g->purpose == GRAPH_GENERATE ? g->context : g->tokens;
+	if (g->constants == 0) {
+		return 0;
+	}
+	_cleanup_(freep) float *host = calloc_array(g->constants, sizeof(*host));
+	if (!host) {
+		return -ENOMEM;
+	}
+	int r = j->peft->method->constants(j->peft, g, base, host, err);
+	if (r == 0) {
+		backend_upload(g->backend, arena + j->layout.constants, host,
+			g->constants * sizeof(*host));
+	}
+	return r;
+}
+
+int job_upload_tables(const struct job *j, const struct base_model *base, uint8_t *arena,
+	struct errmsg *err)
+{
+	const struct graph *g = j->g;
+	int64_t n = n_positions(g);
 	size_t elements = (size_t)n * (size_t)g->config.head_dim;
 	_cleanup_(freep) float *host = alloc_array(elements, sizeof(*host));
 	if (!host) {
@@ -112,7 +140,7 @@ int job_upload_positions(const struct job *j, uint8_t *arena)
 	}
 	rope_table(&g->config, n, host);
 	backend_upload(g->backend, arena + j->layout.cos_sin, host, elements * sizeof(*host));
-	return 0;
+	return upload_constants(j, base, arena, err);
 }
 
 static struct mat flat_mat(const struct job *j, uint8_t *arena, size_t offset, enum dtype dtype)
@@ -127,6 +155,13 @@ void job_refresh_copies(const struct job *j, uint8_t *arena)
 		cast(j->g->backend, flat_mat(j, arena, j->layout.copies, j->g->dtype),
 			flat_mat(j, arena, j->layout.masters, DTYPE_F32));
 	}
+}
+
+void job_upload_params(const struct job *j, uint8_t *arena, const float *flat)
+{
+	backend_upload(j->g->backend, arena + j->layout.masters, flat,
+		j->g->param_elements * sizeof(*flat));
+	job_refresh_copies(j, arena);
 }
 
 int flat_init(struct flat *f, const struct job *j, uint8_t *arena, size_t offset)
@@ -158,10 +193,11 @@ void flat_deinit(struct flat *f)
 
 uint64_t job_checkpoint_bytes(const struct job *j)
 {
-	/* Masters and two moments; a header's entry of a tensor has its name, shape and place. */
-	uint64_t entry = 2 * MODULE_NAME_MAX + 256;
-	return 3 * (j->g->param_elements * sizeof(float) +
-		(j->peft ? j->peft->method->n_tensors(j->peft) : 0) * entry) + 65536;
+	/* Masters and two moments, and where the folder holds something else than what is trained, the
+	 * folder's, which are fewer. A header's entry of a tensor has its name, shape and place. */
+	uint64_t copies = j->peft && j->peft->method->exported ? 4 : 3;
+	uint64_t entry = 2 * MODULE_NAME_MAX + 256, n = j->peft ? peft_n_tensors(j->peft, j->g) : 0;
+	return copies * (j->g->param_elements * sizeof(float) + n * entry) + 65536;
 }
 
 int job_load_adapter(const struct job *j, uint8_t *arena, const struct adapter *a,
@@ -173,7 +209,7 @@ int job_load_adapter(const struct job *j, uint8_t *arena, const struct adapter *
 		return r;
 	}
 	memset(masters.values, 0, j->g->param_elements * sizeof(float)); /* what lies between, too */
-	r = j->peft->method->load(j->peft, j->g, a, masters.values, err);
+	r = peft_load(j->peft, j->g, a, masters.values, err);
 	if (r == 0) {
 		flat_store(&masters, j, arena);
 		job_refresh_copies(j, arena);

@@ -8,7 +8,7 @@
 /* Offsets into the arena; each a multiple of 64. */
 struct layout {
 	size_t masters, copies, exp_avg, exp_avg_sq, grads; /* flat buffers; copies = masters in f32 */
-	size_t ids, positions, targets, loss_sum, cos_sin;
+	size_t ids, positions, targets, loss_sum, cos_sin, constants;
 	size_t region; /* of the graph's tensors */
 	size_t total;
 };
@@ -36,8 +36,9 @@ int64_t job_max_seqs(int64_t tokens);
 /* A run on an arena laid out like that. */
 struct run job_run(const struct job *j, const struct base_model *base, uint8_t *arena);
 
-/* Fills the table of positions in an arena. -ENOMEM. */
-int job_upload_positions(const struct job *j, uint8_t *arena);
+/* Fills the table of positions in an arena, and the method's constants. */
+int job_upload_tables(const struct job *j, const struct base_model *base, uint8_t *arena,
+	struct errmsg *err);
 /* A flat f32 buffer of the arena (masters, moments) in host memory: the arena's own where the host sees
  * it, else a copy, so that a checkpoint needs no memory for what is there already. */
 struct flat {
@@ -50,7 +51,8 @@ int flat_init(struct flat *f, const struct job *j, uint8_t *arena, size_t offset
 void flat_store(const struct flat *f, const struct job *j, uint8_t *arena);
 void flat_deinit(struct flat *f);
 
-/* The copy of the masters that products use. */
+/* Masters from the host to the device; and the copy of them that products use. */
+void job_upload_params(const struct job *j, uint8_t *arena, const float *flat);
 void job_refresh_copies(const struct job *j, uint8_t *arena);
 
 /* An upper bound of the bytes of a checkpoint: adapter and state, headers included. */

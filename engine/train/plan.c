@@ -1,5 +1,6 @@
 /* Planning a job: the graph it will run, at the largest microbatch that its memory allows. */
 #include <stdio.h>
+#include <string.h>
 
 #include "engine/engine.h"
 #include "engine/train/job.h"
@@ -32,10 +33,13 @@ static void fill_plan(struct memory_plan *p, const struct search *s, const struc
 		.flops_per_token = graph_flops(j->g, s->longest) / (double)j->g->tokens,
 		.recompute = (int)j->recompute,
 	};
+	p->total_parameters = model_files_parameters(s->files);
 	for (int i = 0; i < j->g->n_params; i++) {
-		p->trainable_parameters += (uint64_t)(j->g->params[i].rows * j->g->params[i].cols);
+		const struct param *x = &j->g->params[i];
+		uint64_t n = (uint64_t)x->rows * (uint64_t)x->cols;
+		p->trainable_parameters += n;
+		p->total_parameters += x->of_base ? 0 : n;
 	}
-	p->total_parameters = model_files_parameters(s->files) + p->trainable_parameters;
 }
 
 static int plan_at(struct memory_plan *ret, const struct search *s, int64_t tokens,
@@ -56,6 +60,48 @@ static int plan_at(struct memory_plan *ret, const struct search *s, int64_t toke
 static bool fits(const struct search *s, const struct memory_plan *p)
 {
 	return s->limit == 0 || p->base_weights + p->arena <= s->limit;
+}
+
+/* FLOPs of a forward pass a row, in sequences of `seq_len` rows; and bytes of the method's own parameters. */
+static int forward_cost(const struct search *s, struct peft *peft, int64_t seq_len,
+	double *ret_flops, uint64_t *ret_bytes, struct errmsg *err)
+{
+	struct graph_request q = s->request;
+	struct job j;
+	q.tokens = 256;
+	q.trainable = false;
+	int r = job_build(&j, &q, peft, RECOMPUTE_CHEAP, err);
+	if (r != 0) {
+		return r;
+	}
+	*ret_flops = graph_flops(j.g, seq_len) / (double)q.tokens;
+	*ret_bytes = 0;
+	for (int i = 0; i < j.g->n_params; i++) {
+		const struct param *p = &j.g->params[i];
+		*ret_bytes += p->of_base ? 0 : (uint64_t)p->rows * (uint64_t)p->cols * dtype_size(q.dtype);
+	}
+	job_deinit(&j);
+	return 0;
+}
+
+/* What the method costs where it is used unmerged: beside the bare base, for a sequence of `longest`
+ * rows, virtual tokens among them, by real token. */
+static int fill_inference(struct memory_plan *p, const struct search *s, int64_t virtual_tokens,
+	struct errmsg *err)
+{
+	double with = 0, without = 0;
+	uint64_t bytes = 0, none = 0;
+	int64_t real = s->longest - virtual_tokens;
+	int r = forward_cost(s, s->peft, s->longest, &with, &bytes, err);
+	r = r ? r : forward_cost(s, NULL, real, &without, &none, err);
+	if (r == 0) {
+		double extra = with * (double)s->longest / (double)real - without;
+		p->inference_flops_per_token = extra > 0 ? extra : 0;
+		p->inference_bytes_per_token = bytes;
+		p->mergeable = s->peft->method->mergeable &&
+			s->peft->method->mergeable(s->peft, s->request.config);
+	}
+	return r;
 }
 
 /* The most tokens in [least, most] that fit, in steps of 16 from `least`; 0 where none do. */
@@ -96,8 +142,32 @@ static double gib(uint64_t bytes)
 	return (double)bytes / (double)(1 << 30);
 }
 
-/* Says what is needed and the smallest change that would fit. */
-static int wont_fit(const struct search *s, int64_t least, struct errmsg *err)
+/* What would help where no sequence is short enough: the largest of what stands in the way. */
+static void advise(const struct search *s, const struct memory_plan *need, char *out, size_t cap)
+{
+	uint64_t trained = need->trainable_weights + need->optimizer_states + need->gradients;
+	bool f32 = s->request.dtype == DTYPE_F32;
+	if (need->base_weights > s->limit) {
+		snprintf(out, cap, "no shorter max_length fits; the base model's weights alone take %.2f "
+			"GiB%s", gib(s->base), f32 ? ", half of that with train.dtype bf16" : "");
+	} else if (need->base_weights + trained > s->limit || trained > need->arena / 2) {
+		bool lora = strcmp(s->peft->method->name, "lora") == 0;
+		snprintf(out, cap, "no shorter max_length fits; the %llu parameters that method %s trains "
+			"take %.2f GiB with their gradients and optimizer state: train fewer%s",
+			(unsigned long long)need->trainable_parameters, s->peft->method->name, gib(trained),
+			lora ? " (a smaller lora.r, fewer lora.target_modules)" : "");
+	} else if (f32) {
+		snprintf(out, cap, "train.dtype bf16 halves the weights; a shorter max_length alone does "
+			"not suffice");
+	} else {
+		snprintf(out, cap, "no shorter max_length fits; the base model's weights alone take %.2f "
+			"GiB", gib(s->base));
+	}
+}
+
+/* Says what is needed and the smallest change that would fit; the plan that comes nearest. */
+static int wont_fit(struct memory_plan *ret, const struct search *s, int64_t least,
+	struct errmsg *err)
 {
 	struct memory_plan need, p;
 	int64_t tokens = 0;
@@ -108,17 +178,14 @@ static int wont_fit(const struct search *s, int64_t least, struct errmsg *err)
 	if (r != 0) {
 		return r;
 	}
-	char change[160];
+	char change[256];
 	if (tokens > 0) {
 		snprintf(change, sizeof(change), "train.max_length of at most %lld would fit",
 			(long long)tokens);
-	} else if (s->request.dtype == DTYPE_F32) {
-		snprintf(change, sizeof(change), "train.dtype bf16 halves the weights; a shorter "
-			"max_length alone does not suffice");
 	} else {
-		snprintf(change, sizeof(change), "no shorter max_length fits; the base model's weights "
-			"alone take %.2f GiB", gib(s->base));
+		advise(s, &need, change, sizeof(change));
 	}
+	*ret = need;
 	return errmsg_set(err, STATUS_WONT_FIT, "needs %.2f GiB for sequences of %lld tokens (%.2f GiB "
 		"of base weights, %.2f GiB for training), the limit is %.2f GiB; %s",
 		gib(need.base_weights + need.arena), (long long)s->longest, gib(need.base_weights),
@@ -161,10 +228,6 @@ int train_plan(struct memory_plan *ret, const struct model_files *files, struct 
 		return errmsg_set(err, STATUS_INVALID, "the dataset has no tokens to train on");
 	}
 	int64_t least = 0, most = 0, tokens = 0;
-	r = choose_tokens(c, longest, &least, &most, err);
-	if (r != 0) {
-		return r;
-	}
 	struct search s = {
 		.files = files,
 		.request = {
@@ -172,11 +235,10 @@ int train_plan(struct memory_plan *ret, const struct model_files *files, struct 
 			.purpose = GRAPH_TRAIN,
 			.backend = b,
 			.dtype = c->dtype,
-			.tokens = least,
-			.max_seqs = job_max_seqs(least),
+			.tokens = 16,
+			.max_seqs = 16,
 			.trainable = true,
 		},
-		.longest = longest,
 		.base = base_model_bytes(files, b, c->dtype, true),
 		.limit = memory_limit,
 	};
@@ -186,6 +248,11 @@ int train_plan(struct memory_plan *ret, const struct model_files *files, struct 
 		return r;
 	}
 	s.peft = peft;
+	s.longest = longest + (peft->method->virtual_tokens ? peft->method->virtual_tokens(peft) : 0);
+	r = choose_tokens(c, s.longest, &least, &most, err);
+	if (r != 0) {
+		return r;
+	}
 
 	/* A smaller microbatch costs less time than computing things again. */
 	struct memory_plan p;
@@ -197,8 +264,15 @@ int train_plan(struct memory_plan *ret, const struct model_files *files, struct 
 		return r;
 	}
 	if (tokens == 0) {
-		return wont_fit(&s, least, err);
+		r = wont_fit(&p, &s, least, err);
+	}
+	if (r != 0 && r != STATUS_WONT_FIT) {
+		return r;
+	}
+	int filled = fill_inference(&p, &s, s.longest - longest, err);
+	if (filled != 0) {
+		return filled;
 	}
 	*ret = p;
-	return 0;
+	return r;
 }

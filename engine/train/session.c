@@ -49,8 +49,7 @@ static int build_planned(struct train_session *s, const struct method_config *m,
 }
 
 static int check_arguments(const struct base_model *base, const struct train_config *c,
-	const struct memory_plan *plan, const struct samples *samples,
-	const struct samples *eval_samples, struct errmsg *err)
+	const struct memory_plan *plan, struct errmsg *err)
 {
 	if (base_model_dtype(base) != c->dtype || !base_model_trains(base)) {
 		const char *only = base_model_trains(base) ? "" : " for inference only";
@@ -60,10 +59,16 @@ static int check_arguments(const struct base_model *base, const struct train_con
 	if (plan->microbatch_tokens < 1) {
 		return errmsg_set(err, STATUS_CONFLICT, "the plan has no microbatch_tokens");
 	}
-	int64_t vocab = base_model_config(base)->vocab_size;
-	int r = samples_check(samples, vocab, plan->microbatch_tokens, "dataset", err);
-	if (r == 0 && eval_samples) {
-		r = samples_check(eval_samples, vocab, plan->microbatch_tokens, "eval_dataset", err);
+	return 0;
+}
+
+static int check_samples(const struct train_session *s, struct errmsg *err)
+{
+	int64_t vocab = base_model_config(s->base)->vocab_size;
+	int64_t most = s->job.g->tokens - s->job.g->virtual_tokens;
+	int r = samples_check(s->samples, vocab, most, "dataset", err);
+	if (r == 0 && s->eval_samples) {
+		r = samples_check(s->eval_samples, vocab, most, "eval_dataset", err);
 	}
 	return r;
 }
@@ -79,10 +84,12 @@ static int start_params(struct train_session *s, const struct adapter *init, str
 		return r;
 	}
 	memset(masters.values, 0, s->job.g->param_elements * sizeof(float));
-	s->peft->method->init(s->peft, s->job.g, s->config.seed, masters.values);
-	flat_store(&masters, &s->job, s->arena);
-	job_refresh_copies(&s->job, s->arena);
-	return 0;
+	r = peft_init(s->peft, s->job.g, s->base, s->config.seed, masters.values, err);
+	if (r == 0) {
+		flat_store(&masters, &s->job, s->arena);
+		job_refresh_copies(&s->job, s->arena);
+	}
+	return r;
 }
 
 int train_session_new(struct train_session **ret, struct base_model *base,
@@ -92,7 +99,7 @@ int train_session_new(struct train_session **ret, struct base_model *base,
 {
 	int r = train_config_check(c, m, err);
 	if (r == 0) {
-		r = check_arguments(base, c, plan, samples, eval_samples, err);
+		r = check_arguments(base, c, plan, err);
 	}
 	if (r != 0) {
 		return r;
@@ -114,14 +121,17 @@ int train_session_new(struct train_session **ret, struct base_model *base,
 		return errmsg_set(err, STATUS_INTERNAL, "base model and graph disagree on the weights");
 	}
 	const struct graph *g = s->job.g;
-	r = batch_init(&s->batch, g->tokens, g->max_seqs);
+	r = check_samples(s, err);
+	if (r == 0) {
+		r = batch_init(&s->batch, g);
+	}
 	if (r == 0) {
 		s->arena = backend_alloc(g->backend, s->job.layout.total);
 		if (!s->arena) {
 			return errmsg_set(err, -ENOMEM, "no memory for the arena of %llu bytes",
 				(unsigned long long)s->job.layout.total);
 		}
-		r = job_upload_positions(&s->job, s->arena);
+		r = job_upload_tables(&s->job, base, s->arena, err);
 	}
 	if (r == 0) {
 		s->run = job_run(&s->job, base, s->arena);
@@ -182,7 +192,7 @@ int session_accumulate(struct train_session *s, int64_t step, struct step_sums *
 	for (int64_t k = 0; k < n; k++) {
 		uint64_t i = order_sample(&s->order, step, k);
 		sums.tokens += s->samples->start[i + 1] - s->samples->start[i];
-		sums.targets += sample_targets(s->samples, i);
+		sums.targets += sample_targets(s->samples, i, s->job.g->virtual_tokens);
 	}
 	if (sums.targets == 0) {
 		return errmsg_set(err, STATUS_FAILED, "step %lld has no token to train on",
@@ -209,10 +219,32 @@ int session_accumulate(struct train_session *s, int64_t step, struct step_sums *
 	return 0;
 }
 
+/* One step of AdamW on the elements [begin, end) of the flat buffers, which have the settings of p. */
+static void update_range(struct train_session *s, struct adamw a, size_t begin, size_t end,
+	const struct param *p)
+{
+	const struct layout *l = &s->job.layout;
+	a.lr *= (double)p->lr_scale;
+	if (p->learning_rate > 0 && s->config.learning_rate > 0) {
+		a.lr *= p->learning_rate / s->config.learning_rate;
+	}
+	a.weight_decay = p->no_decay ? 0 : a.weight_decay;
+	adamw_step(s->job.g->backend, (float *)(void *)(s->arena + l->masters) + begin,
+		(float *)(void *)(s->arena + l->exp_avg) + begin,
+		(float *)(void *)(s->arena + l->exp_avg_sq) + begin,
+		(const float *)(void *)(s->arena + l->grads) + begin, (int64_t)(end - begin), &a);
+}
+
+static bool same_group(const struct param *a, const struct param *b)
+{
+	return a->lr_scale == b->lr_scale && a->learning_rate == b->learning_rate &&
+		a->no_decay == b->no_decay;
+}
+
 static void update(struct train_session *s, double lr, double grad_norm)
 {
 	const struct train_config *c = &s->config;
-	const struct layout *l = &s->job.layout;
+	const struct graph *g = s->job.g;
 	double clip = 1;
 	if (c->max_grad_norm > 0) {
 		clip = fmin(1, c->max_grad_norm / (grad_norm + 1e-6));
@@ -226,9 +258,13 @@ static void update(struct train_session *s, double lr, double grad_norm)
 		.grad_scale = (float)clip,
 		.step = s->step + 1,
 	};
-	adamw_step(s->job.g->backend, (float *)(void *)(s->arena + l->masters),
-		(float *)(void *)(s->arena + l->exp_avg), (float *)(void *)(s->arena + l->exp_avg_sq),
-		(const float *)(void *)(s->arena + l->grads), (int64_t)s->job.g->param_elements, &a);
+	/* Neighbours with the same settings go in one call. */
+	for (int i = 0, end; i < g->n_params; i = end) {
+		for (end = i + 1; end < g->n_params && same_group(&g->params[i], &g->params[end]); end++) {
+		}
+		size_t to = end < g->n_params ? g->params[end].offset : g->param_elements;
+		update_range(s, a, g->params[i].offset, to, &g->params[i]);
+	}
 	job_refresh_copies(&s->job, s->arena);
 }
 

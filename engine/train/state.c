@@ -16,10 +16,17 @@
 enum {
 	/* To change what is written: raise it, and say in restore() what becomes of older states. */
 	STATE_VERSION = 1,
-	TENSOR_NAME_MAX = MODULE_NAME_MAX + 96,
+	STATE_NAME_MAX = TENSOR_NAME_MAX + 16,
 };
 
-static const char *const moment_names[2] = {"exp_avg", "exp_avg_sq"};
+/* What is kept of each trained tensor: the moments, and where an export does not hold the tensor itself
+ * (the encoder of a soft prompt), that too. */
+static const char *const kept_names[3] = {"exp_avg", "exp_avg_sq", "master"};
+
+static size_t n_kept(const struct train_session *s)
+{
+	return s->peft->method->exported ? 3 : 2;
+}
 
 static void bufp(struct buf *b)
 {
@@ -75,8 +82,8 @@ int train_session_export(struct train_session *s, struct buf *config_json, struc
 {
 	_cleanup_(flat_deinit) struct flat masters = {0};
 	int r = flat_init(&masters, &s->job, s->arena, s->job.layout.masters);
-	return r ? r : s->peft->method->save(s->peft, s->job.g, masters.values,
-		base_model_path(s->base), config_json, weights, err);
+	return r ? r : peft_save(s->peft, s->job.g, masters.values, base_model_path(s->base),
+		config_json, weights, err);
 }
 
 static int compare_names(const void *a, const void *b)
@@ -84,38 +91,45 @@ static int compare_names(const void *a, const void *b)
 	return strcmp(((const struct st_out *)a)->name, ((const struct st_out *)b)->name);
 }
 
+/* The i-th tensor of a state: `ret->name` is STATE_NAME_MAX long. */
+static void state_tensor(const struct train_session *s, size_t i, char name[STATE_NAME_MAX],
+	struct peft_tensor *ret)
+{
+	peft_tensor(s->peft, s->job.g, i / n_kept(s), ret);
+	snprintf(name, STATE_NAME_MAX, "%s.%s", ret->name, kept_names[i % n_kept(s)]);
+}
+
 int train_session_save(struct train_session *s, struct buf *state, struct errmsg *err)
 {
 	const struct layout *l = &s->job.layout;
-	size_t n = s->peft->method->n_tensors(s->peft);
+	size_t kept = n_kept(s), n = kept * peft_n_tensors(s->peft, s->job.g);
 	_cleanup_(flat_deinit) struct flat exp_avg = {0};
 	_cleanup_(flat_deinit) struct flat exp_avg_sq = {0};
-	_cleanup_(freep) char *names = calloc_array(2 * n, TENSOR_NAME_MAX);
-	_cleanup_(freep) struct st_out *out = calloc_array(2 * n, sizeof(*out));
+	_cleanup_(flat_deinit) struct flat masters = {0};
+	_cleanup_(freep) char *names = calloc_array(n, STATE_NAME_MAX);
+	_cleanup_(freep) struct st_out *out = calloc_array(n, sizeof(*out));
 	int r = names && out ? flat_init(&exp_avg, &s->job, s->arena, l->exp_avg) : -ENOMEM;
 	r = r ? r : flat_init(&exp_avg_sq, &s->job, s->arena, l->exp_avg_sq);
+	r = r ? r : flat_init(&masters, &s->job, s->arena, l->masters);
 	if (r != 0) {
 		return r;
 	}
-	const float *moments[2] = {exp_avg.values, exp_avg_sq.values};
-	for (size_t i = 0; i < 2 * n; i++) {
-		char *name = names + i * TENSOR_NAME_MAX;
-		size_t offset, len;
-		int64_t dims[2];
-		s->peft->method->tensor(s->peft, s->job.g, i / 2, name, TENSOR_NAME_MAX - 16, &offset,
-			dims);
-		len = strlen(name);
-		snprintf(name + len, TENSOR_NAME_MAX - len, ".%s", moment_names[i % 2]);
-		out[i] = (struct st_out){.name = name, .dtype = ST_F32, .n_dims = 2,
-			.dims = {dims[0], dims[1]}, .data = moments[i % 2] + offset};
+	const float *flats[3] = {exp_avg.values, exp_avg_sq.values, masters.values};
+	for (size_t i = 0; i < n; i++) {
+		char *name = names + i * STATE_NAME_MAX;
+		struct peft_tensor t;
+		state_tensor(s, i, name, &t);
+		out[i] = (struct st_out){.name = name, .dtype = ST_F32, .n_dims = t.n_dims,
+			.data = flats[i % kept] + t.offset};
+		memcpy(out[i].dims, t.dims, sizeof(t.dims));
 	}
-	qsort(out, 2 * n, sizeof(*out), compare_names);
+	qsort(out, n, sizeof(*out), compare_names);
 	char version[16], step[32];
 	snprintf(version, sizeof(version), "%d", STATE_VERSION);
 	snprintf(step, sizeof(step), "%" PRId64, s->step);
 	const char *const metadata[] = {"fingerprint", s->fingerprint, "format", "peftd-state",
 		"step", step, "version", version};
-	return safetensors_write(state, out, 2 * n, metadata, ARRAY_LEN(metadata) / 2);
+	return safetensors_write(state, out, n, metadata, ARRAY_LEN(metadata) / 2);
 }
 
 static const char *find_metadata(const struct safetensors *st, const char *key)
@@ -144,26 +158,31 @@ static int refuse_other(const char *have, const char *want, struct errmsg *err)
 	return errmsg_set(err, STATUS_CONFLICT, "the checkpoint's fingerprint is of another form");
 }
 
-static int read_moments(const struct train_session *s, const struct safetensors *st,
-	float *moments[2], struct errmsg *err)
+static bool same_dims(const struct st_tensor *have, const struct peft_tensor *want)
 {
-	size_t n = s->peft->method->n_tensors(s->peft);
-	if (st->n_tensors != 2 * n) {
-		return errmsg_set(err, STATUS_INVALID, "state: %zu tensors, not %zu", st->n_tensors, 2 * n);
+	bool same = have->n_dims == want->n_dims;
+	for (int i = 0; same && i < want->n_dims; i++) {
+		same = have->dims[i] == want->dims[i];
 	}
-	for (size_t i = 0; i < 2 * n; i++) {
-		char name[TENSOR_NAME_MAX];
-		size_t offset, len;
-		int64_t dims[2];
-		s->peft->method->tensor(s->peft, s->job.g, i / 2, name, sizeof(name) - 16, &offset, dims);
-		len = strlen(name);
-		snprintf(name + len, sizeof(name) - len, ".%s", moment_names[i % 2]);
+	return same;
+}
+
+static int read_kept(const struct train_session *s, const struct safetensors *st, float *flats[3],
+	struct errmsg *err)
+{
+	size_t n = n_kept(s) * peft_n_tensors(s->peft, s->job.g);
+	if (st->n_tensors != n) {
+		return errmsg_set(err, STATUS_INVALID, "state: %zu tensors, not %zu", st->n_tensors, n);
+	}
+	for (size_t i = 0; i < n; i++) {
+		char name[STATE_NAME_MAX];
+		struct peft_tensor want;
+		state_tensor(s, i, name, &want);
 		const struct st_tensor *t = safetensors_find(st, name);
-		if (!t || t->n_dims != 2 || t->dims[0] != dims[0] || t->dims[1] != dims[1]) {
-			return errmsg_set(err, STATUS_INVALID, "state: no tensor %s of [%lld, %lld]", name,
-				(long long)dims[0], (long long)dims[1]);
+		if (!t || !same_dims(t, &want)) {
+			return errmsg_set(err, STATUS_INVALID, "state: no tensor %s of the right shape", name);
 		}
-		int r = st_tensor_read_f32(t, moments[i % 2] + offset, err);
+		int r = st_tensor_read_f32(t, flats[i % n_kept(s)] + want.offset, err);
 		if (r != 0) {
 			return r;
 		}
@@ -210,11 +229,19 @@ int train_session_restore(struct train_session *s, const struct adapter *adapter
 	}
 	_cleanup_(flat_deinit) struct flat exp_avg = {0};
 	_cleanup_(flat_deinit) struct flat exp_avg_sq = {0};
+	_cleanup_(flat_deinit) struct flat masters = {0};
 	const struct layout *l = &s->job.layout;
 	r = flat_init(&exp_avg, &s->job, s->arena, l->exp_avg);
 	r = r ? r : flat_init(&exp_avg_sq, &s->job, s->arena, l->exp_avg_sq);
-	r = r ? r : read_moments(s, &st, (float *[2]){exp_avg.values, exp_avg_sq.values}, err);
-	r = r ? r : job_load_adapter(&s->job, s->arena, adapter, err);
+	r = r ? r : flat_init(&masters, &s->job, s->arena, l->masters);
+	r = r ? r : read_kept(s, &st,
+		(float *[3]){exp_avg.values, exp_avg_sq.values, masters.values}, err);
+	if (r == 0 && n_kept(s) > 2) {
+		flat_store(&masters, &s->job, s->arena);
+		job_refresh_copies(&s->job, s->arena);
+	} else if (r == 0) {
+		r = job_load_adapter(&s->job, s->arena, adapter, err);
+	}
 	if (r != 0) {
 		return r;
 	}

@@ -104,7 +104,7 @@ static void forward_keys(const struct attention_args *p, const struct attention_
 	const struct attention *a = p->a;
 	int64_t dim = a->head_dim;
 	float scale = a->scale * LOG2E;
-	bool masked = a->causal && visible_keys(a, b->s, b->i0) < b->k0 + b->keys;
+	bool masked = masked_block(a, b);
 	for (int64_t h = 0; h < b->n_heads; h++) {
 		struct block_product qk = {*k, scores, BQ, false};
 		qk.g.b = (const char *)heads[h].q;
@@ -122,6 +122,24 @@ static void forward_keys(const struct attention_args *p, const struct attention_
 		pv.g.b = (const char *)(p->dot ? probs : scores);
 		pv.g.b_step = BQ * 4;
 		CPU_FN(attention_product)(&pv, dim, b->lanes, p->dot);
+	}
+}
+
+struct forward_scratch {
+	float *temp, *temp_v, *scores, *probs;
+	struct head_state heads[GROUP];
+};
+
+/* All blocks of the keys [0, k_end) that begin at row `row` of k and v. */
+static void forward_range(const struct attention_args *p, struct attention_block *b,
+	const struct forward_scratch *x, struct mat k, struct mat v, int64_t row, int64_t k_end)
+{
+	for (b->k0 = 0; b->k0 < k_end; b->k0 += BK) {
+		struct gemm gk, gv;
+		b->keys = min_i64(BK, k_end - b->k0);
+		CPU_FN(attention_left)(&gk, p, k, row + b->k0, b->keys, b->kv_head, x->temp);
+		CPU_FN(attention_left_transposed)(&gv, p, v, row + b->k0, b->keys, b->kv_head, x->temp_v);
+		forward_keys(p, b, x->heads, x->scores, x->probs, &gk, &gv);
 	}
 }
 
@@ -159,14 +177,16 @@ static void forward_item(const void *args, int64_t item, int64_t end, unsigned p
 	b.lanes = div_up(b.rows, VLEN) * VLEN;
 
 	char *scratch = cpu_scratch(p->backend, part);
-	float *temp = take(&scratch, BQ * p->hd), *temp_v = take(&scratch, BK * p->hd);
-	float *scores = take(&scratch, BK * BQ), *probs = take(&scratch, BK * BQ);
-	struct head_state heads[GROUP];
+	struct forward_scratch x = {.temp = take(&scratch, BQ * p->hd)};
+	struct head_state *heads = x.heads;
+	x.temp_v = take(&scratch, BK * p->hd);
+	x.scores = take(&scratch, BK * BQ);
+	x.probs = take(&scratch, BK * BQ);
 	for (int64_t h = 0; h < b.n_heads; h++) {
 		heads[h] = (struct head_state){take(&scratch, p->hd * BQ), take(&scratch, p->hd * BQ),
 			take(&scratch, BQ), take(&scratch, BQ)};
 		CPU_FN(attention_pack_lanes)(heads[h].q, p, p->q, a->q_start[b.s] + b.i0, b.rows, b.lanes,
-			b.head + h, temp);
+			b.head + h, x.temp);
 		memset(heads[h].o, 0, (size_t)(p->hd * BQ) * sizeof(float));
 		for (int64_t i = 0; i < BQ; i++) {
 			heads[h].max[i] = -INFINITY;
@@ -174,15 +194,11 @@ static void forward_item(const void *args, int64_t item, int64_t end, unsigned p
 		}
 	}
 
-	int64_t k_end = visible_keys(a, b.s, b.i0 + b.rows - 1);
-	for (b.k0 = 0; b.k0 < k_end; b.k0 += BK) {
-		struct gemm k, v;
-		b.keys = min_i64(BK, k_end - b.k0);
-		CPU_FN(attention_left)(&k, p, p->k, a->k_start[b.s] + b.k0, b.keys, b.kv_head, temp);
-		CPU_FN(attention_left_transposed)(&v, p, p->v, a->k_start[b.s] + b.k0, b.keys, b.kv_head,
-			temp_v);
-		forward_keys(p, &b, heads, scores, probs, &k, &v);
-	}
+	b.prefix = true;
+	forward_range(p, &b, &x, a->k_prefix, a->v_prefix, 0, a->prefix_len);
+	b.prefix = false;
+	forward_range(p, &b, &x, p->k, p->v, a->k_start[b.s],
+		visible_keys(a, b.s, b.i0 + b.rows - 1));
 	forward_finish(p, &b, heads);
 }
 

@@ -34,6 +34,7 @@ struct attention_block {
 	int64_t i0, rows;      /* queries */
 	int64_t lanes;         /* rows, rounded up to whole vectors */
 	int64_t k0, keys;
+	bool prefix; /* the keys are those of the prefix */
 };
 
 static inline int64_t div_up(int64_t a, int64_t b)
@@ -77,6 +78,12 @@ static inline int64_t first_query(const struct attention *a, int64_t s, int64_t 
 static inline int64_t visible_keys(const struct attention *a, int64_t s, int64_t i)
 {
 	return a->causal ? min_i64(a->k_len[s], i + 1 + a->k_len[s] - a->q_len[s]) : a->k_len[s];
+}
+
+/* Whether some of the block's keys are hidden from some of its queries. */
+static inline bool masked_block(const struct attention *a, const struct attention_block *b)
+{
+	return a->causal && !b->prefix && visible_keys(a, b->s, b->i0) < b->k0 + b->keys;
 }
 
 /* ---- products ------------------------------------------------------------------------------ */

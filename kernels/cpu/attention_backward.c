@@ -111,7 +111,7 @@ ALWAYS_INLINE void gradients_block(const struct backward_scratch *x, const struc
 static void gradients(const struct backward_scratch *x, const struct head_operands *head,
 	const struct attention_args *p, const struct attention_block *b)
 {
-	bool masked = p->a->causal && visible_keys(p->a, b->s, b->i0) < b->k0 + b->keys;
+	bool masked = masked_block(p->a, b);
 	if (p->dot) {
 		gradients_block(x, head, p->a, b, masked, true);
 	} else {
@@ -200,15 +200,31 @@ static void queries_store(const struct attention_args *p, const struct backward_
 static void keys_load(struct key_operands *k, const struct attention_args *p,
 	const struct backward_scratch *x, struct attention_block *b, int64_t k0, int64_t k_end, int want)
 {
-	int64_t row = p->a->k_start[b->s] + k0;
+	int64_t row = b->prefix ? k0 : p->a->k_start[b->s] + k0;
+	struct mat km = b->prefix ? p->a->k_prefix : p->k, vm = b->prefix ? p->a->v_prefix : p->v;
 	b->k0 = k0;
 	b->keys = min_i64(BK, k_end - k0);
-	CPU_FN(attention_left)(&k->k, p, p->k, row, b->keys, b->kv_head, x->temp_k);
-	CPU_FN(attention_left)(&k->v, p, p->v, row, b->keys, b->kv_head, x->temp_v);
+	CPU_FN(attention_left)(&k->k, p, km, row, b->keys, b->kv_head, x->temp_k);
+	CPU_FN(attention_left)(&k->v, p, vm, row, b->keys, b->kv_head, x->temp_v);
 	if (want & WANT_DQ) {
-		CPU_FN(attention_left_transposed)(&k->k_transposed, p, p->k, row, b->keys, b->kv_head,
+		CPU_FN(attention_left_transposed)(&k->k_transposed, p, km, row, b->keys, b->kv_head,
 			x->temp_kt);
 	}
+}
+
+/* What the prefix gives to dQ of the queries that are loaded. */
+static void prefix_to_queries(const struct attention_args *p, const struct backward_scratch *x,
+	struct attention_block *b)
+{
+	struct key_operands k = {.stride = 0};
+	b->prefix = true;
+	for (int64_t k0 = 0; k0 < p->a->prefix_len; k0 += BK) {
+		keys_load(&k, p, x, b, k0, p->a->prefix_len, WANT_DQ);
+		for (int64_t h = 0; h < b->n_heads; h++) {
+			backward_pair(p, x, b, &x->heads[h], &k, WANT_DQ);
+		}
+	}
+	b->prefix = false;
 }
 
 /* One head of rows of m = src, f32. */
@@ -222,6 +238,20 @@ static void rows_store(struct mat m, int64_t row, int64_t rows, int64_t head, in
 			int64_t n = head_dim - j;
 			vf v = vf_load(src + i * src_stride + j);
 			bf16 ? act_store_n(dst, j, n, true, v) : act_store_n(dst, j, n, false, v);
+		}
+	}
+}
+
+/* One head of rows of m, f32, += src. */
+static void rows_add(struct mat m, int64_t row, int64_t rows, int64_t head, int64_t head_dim,
+	const float *src, int64_t src_stride)
+{
+	for (int64_t i = 0; i < rows; i++) {
+		char *dst = head_at(m, row + i, head, head_dim);
+		for (int64_t j = 0; j < head_dim; j += VLEN) {
+			int64_t n = head_dim - j;
+			act_store_n(dst, j, n, false,
+				act_load_n(dst, j, n, false) + vf_load(src + i * src_stride + j));
 		}
 	}
 }
@@ -255,6 +285,7 @@ static void backward_whole(const void *args, int64_t item, int64_t end, unsigned
 					backward_pair(p, &x, &b, &x.heads[h], &k, WANT_DKV | WANT_DQ);
 				}
 			}
+			prefix_to_queries(p, &x, &b);
 			queries_store(p, &x, &b);
 		}
 	}
@@ -310,7 +341,35 @@ static void backward_queries(const void *args, int64_t item, int64_t end, unsign
 			backward_pair(p, &x, &b, &x.heads[h], &k, WANT_DQ);
 		}
 	}
+	prefix_to_queries(p, &x, &b);
 	queries_store(p, &x, &b);
+}
+
+/* dK and dV of a block of the prefix, from all sequences in their order. */
+static void backward_prefix(const void *args, int64_t item, int64_t end, unsigned part)
+{
+	const struct attention_args *p = args;
+	const struct attention *a = p->a;
+	struct backward_scratch x = scratch_cut(p, part);
+	struct attention_block b = {.prefix = true, .kv_head = item % a->n_kv_heads};
+	struct key_operands k = {.dk = x.dk, .dv = x.dv, .stride = p->hd};
+	int64_t ratio = a->n_heads / a->n_kv_heads, k0 = item / a->n_kv_heads * BK;
+
+	memset(x.dk, 0, (size_t)(BK * p->hd) * sizeof(float));
+	memset(x.dv, 0, (size_t)(BK * p->hd) * sizeof(float));
+	keys_load(&k, p, &x, &b, k0, a->prefix_len, WANT_DKV);
+	for (; b.s < a->n_seqs; b.s++) {
+		for (int64_t head = b.kv_head * ratio; head < (b.kv_head + 1) * ratio; head += GROUP) {
+			for (int64_t i0 = 0; i0 < a->q_len[b.s]; i0 += BQ) {
+				queries_load(p, &x, &b, head, i0, WANT_DKV);
+				for (int64_t h = 0; h < b.n_heads; h++) {
+					backward_pair(p, &x, &b, &x.heads[h], &k, WANT_DKV);
+				}
+			}
+		}
+	}
+	rows_add(a->dk_prefix, k0, b.keys, b.kv_head, a->head_dim, x.dk, p->hd);
+	rows_add(a->dv_prefix, k0, b.keys, b.kv_head, a->head_dim, x.dv, p->hd);
 }
 
 ALWAYS_INLINE void delta_rows(const struct attention_args *p, int64_t begin, int64_t end,
@@ -357,6 +416,9 @@ void CPU_FN(attention_backward)(struct backend *b, struct mat dq, struct mat dk,
 		.hd = padded_dim(a->head_dim)};
 	CPU_FN(attention_cut)(&args, workspace, q.rows, k.rows);
 	cpu_parallel(b, q.rows, cpu_row_grain(q.cols), ACT_PICK(delta_rows, q.dtype), &args);
+	if (a->dk_prefix.data) {
+		cpu_parallel_cyclic(b, div_up(a->prefix_len, BK) * a->n_kv_heads, backward_prefix, &args);
+	}
 	if (whole_heads_pay(a, b->n_threads)) {
 		cpu_parallel_cyclic(b, a->n_seqs * a->n_kv_heads, backward_whole, &args);
 		return;

@@ -116,11 +116,17 @@ void CPU_FN(bias_backward)(struct backend *b, float *db, struct mat dy);
 void CPU_FN(fill_zero)(struct backend *b, struct mat x);
 void CPU_FN(cast)(struct backend *b, struct mat dst, struct mat src);
 void CPU_FN(add)(struct backend *b, struct mat y, struct mat a, struct mat c);
+void CPU_FN(add_scaled)(struct backend *b, struct mat y, struct mat a, struct mat c, float scale);
+void CPU_FN(bias_add)(struct backend *b, struct mat y, const void *bias);
 void CPU_FN(dropout)(struct backend *b, struct mat y, struct mat x, float p, struct rng_key key,
 	bool accumulate);
 void CPU_FN(embedding_forward)(struct backend *b, struct mat y, const int32_t *ids,
 	struct mat table);
 void CPU_FN(embedding_backward)(struct backend *b, struct mat dtable, const int32_t *ids,
+	struct mat dy);
+void CPU_FN(virtual_tokens_forward)(struct backend *b, struct mat y, const int32_t *ids,
+	struct mat table);
+void CPU_FN(virtual_tokens_backward)(struct backend *b, struct mat dtable, const int32_t *ids,
 	struct mat dy);
 void CPU_FN(rmsnorm_forward)(struct backend *b, struct mat y, struct mat sum, float *rstd,
 	struct mat x, struct mat delta, const void *w, float eps);
@@ -131,6 +137,27 @@ void CPU_FN(rope)(struct backend *b, struct mat x, const int32_t *positions, con
 void CPU_FN(swiglu_forward)(struct backend *b, struct mat h, struct mat gate, struct mat up);
 void CPU_FN(swiglu_backward)(struct backend *b, struct mat dgate, struct mat dup, struct mat dh,
 	struct mat gate, struct mat up);
+void CPU_FN(scale_columns)(struct backend *b, struct mat y, struct mat x, const void *l);
+void CPU_FN(scale_columns_backward)(struct backend *b, struct mat dx, float *dl, struct mat dy,
+	struct mat x, const void *l);
+void CPU_FN(activation_forward)(struct backend *b, struct mat y, struct mat x,
+	enum activation kind);
+void CPU_FN(activation_backward)(struct backend *b, struct mat dx, struct mat dy, struct mat x,
+	enum activation kind);
+void CPU_FN(dora_forward)(struct backend *b, struct mat y, struct mat u, const void *m,
+	const float *norms, const void *bias);
+void CPU_FN(dora_backward)(struct backend *b, struct mat du, float *dm, float *dbias,
+	struct mat dy, struct mat u, const void *m, const float *norms, const void *bias);
+void CPU_FN(embedding_columns_forward)(struct backend *b, struct mat h, const int32_t *ids,
+	struct mat a);
+void CPU_FN(embedding_columns_backward)(struct backend *b, struct mat da, const int32_t *ids,
+	struct mat dh);
+void CPU_FN(low_rank_row_norms)(struct backend *b, float *norms, const float *w_squares,
+	struct mat wa, struct mat aa, struct mat b_, float scale);
+void CPU_FN(lstm_forward)(struct backend *b, struct mat h, struct mat gates, struct mat cell,
+	struct mat xg, struct mat w, struct mat bias, bool reverse);
+void CPU_FN(lstm_backward)(struct backend *b, struct mat dxg, struct mat dw, struct mat dbias,
+	struct mat dh, struct mat h, struct mat gates, struct mat cell, struct mat w, bool reverse);
 size_t CPU_FN(attention_workspace)(struct backend *b, const struct attention *a, int64_t max_rows,
 	int64_t max_seqs);
 void CPU_FN(attention_forward)(struct backend *b, struct mat o, float *lse, struct mat q,
@@ -139,9 +166,10 @@ void CPU_FN(attention_backward)(struct backend *b, struct mat dq, struct mat dk,
 	struct mat do_, struct mat o, const float *lse, struct mat q, struct mat k, struct mat v,
 	const struct attention *a, void *workspace);
 size_t CPU_FN(lm_head_workspace)(struct backend *b, int64_t vocab_size, int64_t hidden_size,
-	enum dtype dtype, int64_t max_rows);
+	enum dtype dtype, int64_t max_rows, int64_t rank);
 void CPU_FN(lm_head_loss)(struct backend *b, struct mat dx, double *loss_sum, struct mat x,
-	const int32_t *targets, const struct packed_weight *w, float grad_scale, void *workspace);
+	const int32_t *targets, const struct lm_head *h, float grad_scale, bool loss_only,
+	void *workspace);
 double CPU_FN(sum_squares)(struct backend *b, const float *x, int64_t n);
 void CPU_FN(adamw_step)(struct backend *b, float *p, float *m, float *v, const float *g, int64_t n,
 	const struct adamw *a);

@@ -123,6 +123,59 @@ void CPU_FN(add)(struct backend *b, struct mat y, struct mat a, struct mat c)
 	cpu_parallel(b, y.rows * y.cols, ELEMENT_GRAIN, ACT_PICK(add_range, y.dtype), &args);
 }
 
+struct add_scaled_args {
+	struct mat y, a, c;
+	float scale;
+};
+
+ALWAYS_INLINE void add_scaled_range(const struct add_scaled_args *p, int64_t begin, int64_t end,
+	unsigned part, bool bf16)
+{
+	int64_t row, col, n;
+	for (int64_t i = begin; i < end; i += n) {
+		n = row_piece(i, end, p->y.cols, &row, &col);
+		void *y = act_at_mut(mat_row_mut(p->y, row, bf16), col, bf16);
+		const void *c = act_at(mat_row(p->c, row, bf16), col, bf16);
+		const void *a = p->a.data ? act_at(mat_row(p->a, row, bf16), col, bf16) : NULL;
+		for (int64_t j = 0; j < n; j += VLEN) {
+			vf v = act_load_n(c, j, n - j, bf16) * p->scale;
+			act_store_n(y, j, n - j, bf16, a ? act_load_n(a, j, n - j, bf16) + v : v);
+		}
+	}
+}
+ACT_PAIR(add_scaled_range, struct add_scaled_args)
+
+void CPU_FN(add_scaled)(struct backend *b, struct mat y, struct mat a, struct mat c, float scale)
+{
+	struct add_scaled_args args = {y, a, c, scale};
+	cpu_parallel(b, y.rows * y.cols, ELEMENT_GRAIN, ACT_PICK(add_scaled_range, y.dtype), &args);
+}
+
+struct bias_args {
+	struct mat y;
+	const void *bias;
+};
+
+ALWAYS_INLINE void bias_rows(const struct bias_args *p, int64_t begin, int64_t end, unsigned part,
+	bool bf16)
+{
+	int64_t d = p->y.cols;
+	for (int64_t i = begin; i < end; i++) {
+		void *y = mat_row_mut(p->y, i, bf16);
+		for (int64_t j = 0; j < d; j += VLEN) {
+			act_store_n(y, j, d - j, bf16,
+				act_load_n(y, j, d - j, bf16) + act_load_n(p->bias, j, d - j, bf16));
+		}
+	}
+}
+ACT_PAIR(bias_rows, struct bias_args)
+
+void CPU_FN(bias_add)(struct backend *b, struct mat y, const void *bias)
+{
+	struct bias_args args = {y, bias};
+	cpu_parallel(b, y.rows, cpu_row_grain(y.cols), ACT_PICK(bias_rows, y.dtype), &args);
+}
+
 /* ---- dropout ------------------------------------------------------------------------------- */
 
 struct dropout_args {

@@ -16,6 +16,7 @@
 struct head_plan {
 	int64_t chunk;
 	size_t logits, dlogits, x, dx, losses, rows; /* offsets of pieces of the workspace */
+	size_t low, dlow;                            /* x·Aᵀ and its gradient */
 	size_t bytes;
 };
 
@@ -26,7 +27,7 @@ static size_t piece(size_t *bytes, int64_t n, size_t size)
 	return at;
 }
 
-static struct head_plan head_plan(int64_t vocab, int64_t hidden, enum dtype dtype)
+static struct head_plan head_plan(int64_t vocab, int64_t hidden, enum dtype dtype, int64_t rank)
 {
 	struct head_plan p = {0};
 	p.chunk = CHUNK;
@@ -43,13 +44,15 @@ static struct head_plan head_plan(int64_t vocab, int64_t hidden, enum dtype dtyp
 	p.dx = piece(&p.bytes, p.chunk * hidden, act);
 	p.losses = piece(&p.bytes, p.chunk, sizeof(double));
 	p.rows = piece(&p.bytes, p.chunk, sizeof(int64_t));
+	p.low = piece(&p.bytes, p.chunk * rank, act);
+	p.dlow = piece(&p.bytes, p.chunk * rank, act);
 	return p;
 }
 
 size_t CPU_FN(lm_head_workspace)(struct backend *b, int64_t vocab_size, int64_t hidden_size,
-	enum dtype dtype, int64_t max_rows)
+	enum dtype dtype, int64_t max_rows, int64_t rank)
 {
-	return head_plan(vocab_size, hidden_size, dtype).bytes;
+	return head_plan(vocab_size, hidden_size, dtype, rank).bytes;
 }
 
 struct softmax_args {
@@ -116,15 +119,62 @@ ALWAYS_INLINE void softmax_rows(const struct softmax_args *a, int64_t begin, int
 }
 ACT_PAIR(softmax_rows, struct softmax_args)
 
-void CPU_FN(lm_head_loss)(struct backend *b, struct mat dx, double *loss_sum, struct mat x,
-	const int32_t *targets, const struct packed_weight *w, float grad_scale, void *workspace)
+/* A chunk of rows that have targets, gathered. */
+struct chunk {
+	struct mat x, dx, logits, dlogits, low, dlow;
+};
+
+static void chunk_forward(struct backend *b, const struct lm_head *h, const struct chunk *c)
 {
-	struct head_plan p = head_plan(w->out, w->in, w->dtype);
-	size_t act = dtype_size(w->dtype), row_bytes = (size_t)w->in * act;
+	if (h->packed) {
+		cpu_linear_forward(b, c->logits, c->x, h->packed, NULL);
+	} else {
+		CPU_FN(matmul)(b, c->logits, c->x, false, h->w, true, 1, 0);
+	}
+	if (h->a.data) {
+		CPU_FN(matmul)(b, c->low, c->x, false, h->a, true, 1, 0);
+		CPU_FN(matmul)(b, c->logits, c->low, false, h->b, true, h->scale, 1);
+	}
+}
+
+static void chunk_backward(struct backend *b, const struct lm_head *h, const struct chunk *c,
+	bool want_dx)
+{
+	if (h->dw.data) {
+		CPU_FN(matmul)(b, h->dw, c->dlogits, true, c->x, false, 1, 1);
+	}
+	if (want_dx) {
+		if (h->packed) {
+			cpu_linear_backward(b, c->dx, c->dlogits, h->packed, false);
+		} else {
+			CPU_FN(matmul)(b, c->dx, c->dlogits, false, h->w, false, 1, 0);
+		}
+	}
+	if (h->a.data) {
+		CPU_FN(matmul)(b, c->dlow, c->dlogits, false, h->b, false, h->scale, 0);
+		if (h->da.data) {
+			CPU_FN(matmul)(b, h->db, c->dlogits, true, c->low, false, h->scale, 1);
+			CPU_FN(matmul)(b, h->da, c->dlow, true, c->x, false, 1, 1);
+		}
+		if (want_dx) {
+			CPU_FN(matmul)(b, c->dx, c->dlow, false, h->a, false, 1, 1);
+		}
+	}
+}
+
+void CPU_FN(lm_head_loss)(struct backend *b, struct mat dx, double *loss_sum, struct mat x,
+	const int32_t *targets, const struct lm_head *h, float grad_scale, bool loss_only,
+	void *workspace)
+{
+	int64_t vocab = h->packed ? h->packed->out : h->w.rows, d = x.cols, rank = h->a.rows;
+	struct head_plan p = head_plan(vocab, d, x.dtype, rank);
+	size_t act = dtype_size(x.dtype), row_bytes = (size_t)d * act;
 	char *ws = workspace;
 	int64_t *rows = (int64_t *)(ws + p.rows);
 	double *losses = (double *)(ws + p.losses);
 	double total = 0;
+	bool want_dx = dx.data && !loss_only;
+	bool grads = !loss_only && (dx.data || h->dw.data || h->da.data);
 
 	for (int64_t i = 0; i < x.rows;) {
 		int64_t n = 0;
@@ -133,7 +183,7 @@ void CPU_FN(lm_head_loss)(struct backend *b, struct mat dx, double *loss_sum, st
 				memcpy(ws + p.x + (size_t)n * row_bytes,
 					(const char *)x.data + (size_t)(i * x.stride) * act, row_bytes);
 				rows[n++] = i;
-			} else if (dx.data) {
+			} else if (want_dx) {
 				memset((char *)dx.data + (size_t)(i * dx.stride) * act, 0, row_bytes);
 			}
 		}
@@ -141,22 +191,26 @@ void CPU_FN(lm_head_loss)(struct backend *b, struct mat dx, double *loss_sum, st
 			break;
 		}
 
-		struct mat xs = {ws + p.x, w->dtype, n, w->in, w->in};
-		struct mat dxs = {ws + p.dx, w->dtype, n, w->in, w->in};
-		struct mat logits = {ws + p.logits, DTYPE_F32, n, w->out, w->out};
-		struct mat dlogits = {dx.data ? ws + p.dlogits : NULL, w->dtype, n, w->out, w->out};
-		struct softmax_args args = {logits, dlogits, targets, rows, losses, grad_scale};
-		cpu_linear_forward(b, logits, xs, w, NULL);
-		cpu_parallel(b, n, cpu_row_grain(w->out * 4), ACT_PICK(softmax_rows, w->dtype), &args);
+		struct chunk c = {
+			.x = {ws + p.x, x.dtype, n, d, d},
+			.dx = {ws + p.dx, x.dtype, n, d, d},
+			.logits = {ws + p.logits, DTYPE_F32, n, vocab, vocab},
+			.dlogits = {grads ? ws + p.dlogits : NULL, x.dtype, n, vocab, vocab},
+			.low = {ws + p.low, x.dtype, n, rank, rank},
+			.dlow = {ws + p.dlow, x.dtype, n, rank, rank},
+		};
+		struct softmax_args args = {c.logits, c.dlogits, targets, rows, losses, grad_scale};
+		chunk_forward(b, h, &c);
+		cpu_parallel(b, n, cpu_row_grain(vocab * 4), ACT_PICK(softmax_rows, x.dtype), &args);
 		for (int64_t k = 0; k < n; k++) {
 			total += losses[k];
 		}
-		if (dx.data) {
-			cpu_linear_backward(b, dxs, dlogits, w, false);
-			for (int64_t k = 0; k < n; k++) {
-				memcpy((char *)dx.data + (size_t)(rows[k] * dx.stride) * act,
-					ws + p.dx + (size_t)k * row_bytes, row_bytes);
-			}
+		if (grads) {
+			chunk_backward(b, h, &c, want_dx);
+		}
+		for (int64_t k = 0; k < n && want_dx; k++) {
+			memcpy((char *)dx.data + (size_t)(rows[k] * dx.stride) * act,
+				ws + p.dx + (size_t)k * row_bytes, row_bytes);
 		}
 	}
 	*loss_sum += total;

@@ -243,7 +243,7 @@ static void test_json_event(void **state)
 	e.what_case = PEFTD__V1__EVENT__WHAT_METRICS;
 	e.metrics = &m;
 	_cleanup_(jsonw_deinit) struct jsonw j = {0};
-	assert_int_equal(watch_event_json(&j, &e), 0);
+	assert_int_equal(watch_event_json(&j, 0, &e), 0);
 	assert_string_equal(buf_cstr(&j.buf),
 		"{\"seq\":9,\"wall_ns\":1234567890123456789,\"type\":\"metrics\",\"step\":3,\"loss\":1.5}");
 

@@ -14,6 +14,7 @@
 #include "client/jobfile.h"
 #include "client/jsonw.h"
 #include "client/spec.h"
+#include "proto/jobspec.h"
 #include "proto/proto.h"
 #include "util/cleanup.h"
 #include "util/util.h"
@@ -23,6 +24,11 @@ static void msg_freep(void *p)
 	proto_free(*(void **)p);
 }
 
+/* The lists of a LoRA section that are empty, behind target_modules. */
+#define NO_PATTERNS ",\"rank_pattern\":{},\"alpha_pattern\":{}"
+#define NO_LISTS NO_PATTERNS ",\"layers_to_transform\":[],\"modules_to_save\":[]"
+#define NO_TARGETS "\"target_modules\":[]"
+
 /* Parses `text` as file "job.yaml"; the specification as JSON, or NULL with the fault in `err`. */
 static char *parse(const char *text, size_t len, bool defaults, struct errmsg *err)
 {
@@ -30,7 +36,7 @@ static char *parse(const char *text, size_t len, bool defaults, struct errmsg *e
 	assert_non_null(spec);
 	int r = jobfile_parse("job.yaml", text, len, spec, err);
 	if (r == 0 && defaults) {
-		r = spec_fill_defaults(spec);
+		r = jobspec_complete(&spec->base, err);
 	}
 	assert_true(r == 0 || r == STATUS_INVALID);
 	if (r != 0) {
@@ -53,10 +59,11 @@ static void test_understood(void **state)
 			"{\"model\":\"m\",\"dataset\":\"d\"}"},
 		/* Lists, and one word in place of a list of one. */
 		{"lora: {target_modules: [q_proj, v_proj]}",
-			"{\"lora\":{\"target_modules\":[\"q_proj\",\"v_proj\"]}}"},
+			"{\"lora\":{\"target_modules\":[\"q_proj\",\"v_proj\"]" NO_LISTS "}}"},
 		{"lora:\n  target_modules:\n  - q_proj\n  - v_proj\n",
-			"{\"lora\":{\"target_modules\":[\"q_proj\",\"v_proj\"]}}"},
-		{"lora: {target_modules: all-linear}", "{\"lora\":{\"target_modules\":[\"all-linear\"]}}"},
+			"{\"lora\":{\"target_modules\":[\"q_proj\",\"v_proj\"]" NO_LISTS "}}"},
+		{"lora: {target_modules: all-linear}", 
+			"{\"lora\":{\"target_modules\":[\"all-linear\"]" NO_LISTS "}}"},
 		/* Numbers: those that YAML 1.1 takes for text as well. */
 		{"train: {learning_rate: 2.0e-4}", "{\"train\":{\"learning_rate\":0.0002}}"},
 		{"train: {learning_rate: 2e-4}", "{\"train\":{\"learning_rate\":0.0002}}"},
@@ -74,7 +81,27 @@ static void test_understood(void **state)
 		/* null unsets. */
 		{"init_adapter: null\nmodel: ~\nname:\ndataset: d", "{\"dataset\":\"d\"}"},
 		{"train: null\nlora: {r: null, target_modules: null}",
-			"{\"lora\":{\"target_modules\":[]}}"},
+			"{\"lora\":{" NO_TARGETS NO_LISTS "}}"},
+		/* Maps; keys may be anything, lists of numbers or one number. */
+		{"lora: {rank_pattern: {q_proj: 8, 'layers.[0-3].mlp': 2}}",
+			"{\"lora\":{" NO_TARGETS ",\"rank_pattern\":{\"q_proj\":8,\"layers.[0-3].mlp\":2},"
+			"\"alpha_pattern\":{},\"layers_to_transform\":[],\"modules_to_save\":[]}}"},
+		{"lora:\n  alpha_pattern:\n    v_proj: 16\n    5: 1.5\n",
+			"{\"lora\":{" NO_TARGETS ",\"rank_pattern\":{},\"alpha_pattern\":{\"v_proj\":16.0,\"5\":1.5},"
+			"\"layers_to_transform\":[],\"modules_to_save\":[]}}"},
+		{"lora: {layers_to_transform: [0, 2]}", 
+			"{\"lora\":{" NO_TARGETS NO_PATTERNS ",\"layers_to_transform\":[0,2],\"modules_to_save\":[]}}"},
+		{"lora: {layers_to_transform: 3}", 
+			"{\"lora\":{" NO_TARGETS NO_PATTERNS ",\"layers_to_transform\":[3],\"modules_to_save\":[]}}"},
+		{"lora: {rank_pattern: {}}", "{\"lora\":{" NO_TARGETS NO_LISTS "}}"},
+		/* PEFT's words, some of which YAML takes for truth values. */
+		{"lora: {init_lora_weights: true}",
+			"{\"lora\":{" NO_TARGETS ",\"init_lora_weights\":\"true\"" NO_LISTS "}}"},
+		{"lora: {init_lora_weights: False}",
+			"{\"lora\":{" NO_TARGETS ",\"init_lora_weights\":\"false\"" NO_LISTS "}}"},
+		{"lora: {init_lora_weights: pissa_niter_16}",
+			"{\"lora\":{" NO_TARGETS ",\"init_lora_weights\":\"pissa_niter_16\"" NO_LISTS "}}"},
+		{"method: full\nfull: {}", "{\"method\":\"full\",\"full\":{}}"},
 		/* Quotes make text of anything. */
 		{"name: '2024'\nmodel: \"null\"", "{\"name\":\"2024\",\"model\":\"null\"}"},
 		{"name: \"a\\nb\\u00e9\"", "{\"name\":\"a\\nb\xC3\xA9\"}"},
@@ -109,6 +136,24 @@ static void test_refused(void **state)
 		{"<<: {model: m}", "job.yaml:1: ", "unknown key '<<'", ""},
 		{"model: m\ndataset: d\nmodel: n", "job.yaml:3: ", "'model' is given twice", "line 1"},
 		{"train: {seed: 1,\n seed: 2}", "job.yaml:2: ", "'train.seed' is given twice", "line 1"},
+		/* Maps and lists of numbers. */
+		{"lora: {rank_pattern: {q_proj: 8.5}}", "job.yaml:1: ", "'lora.rank_pattern.q_proj'",
+			"whole number"},
+		{"lora:\n rank_pattern:\n  a: 1\n  a: 2", "job.yaml:4: ", "'lora.rank_pattern' has 'a' twice",
+			""},
+		{"lora: {rank_pattern: 8}", "job.yaml:1: ", "'lora.rank_pattern' is a mapping", "q_proj: 8"},
+		{"lora: {rank_pattern: [q_proj]}", "job.yaml:1: ", "is a mapping", "not a list"},
+		{"lora: {rank_pattern: {q_proj: null}}", "job.yaml:1: ", "takes a number for each key", ""},
+		{"lora: {rank_pattern: {q_proj: [1]}}", "job.yaml:1: ", "takes a number for each key", ""},
+		{"lora: {rank_pattern: {'': 1}}", "job.yaml:1: ", "empty key", ""},
+		{"lora: {layers_to_transform: [0, one]}", "job.yaml:1: ", "must be a whole number", "one"},
+		{"lora: {layers_to_transform: [0, null]}", "job.yaml:1: ", "list of numbers", ""},
+		{"lora: {bias: some}", "job.yaml:1: ", "'lora.bias' is 'some'", "none, all, lora_only"},
+		{"lora: {bias: true}", "job.yaml:1: ", "'lora.bias' is 'true'", "none, all, lora_only"},
+		{"lora: {init_lora_weights: pissa_niter_}", "job.yaml:1: ", "none of", "pissa_niter_N"},
+		{"lora: {init_lora_weights: pissa_niter_0x}", "job.yaml:1: ", "none of", "pissa_niter_N"},
+		{"full: 3", "job.yaml:1: ", "'full' has no settings", ""},
+		{"full: {k: 1}", "job.yaml:1: ", "unknown key 'full.k'", "did you mean 'last_k.k'?"},
 		/* Types. */
 		{"model: 5", "job.yaml:1: ", "'model' must be text, not 5", "quotes"},
 		{"model: true", "job.yaml:1: ", "'model' must be text", ""},
@@ -214,7 +259,10 @@ static void test_defaults_are_explicit(void **state)
 	assert_string_equal(json,
 		"{\"model\":\"m\",\"dataset\":\"d\",\"method\":\"lora\",\"priority\":\"normal\","
 		"\"lora\":{\"r\":16,\"lora_alpha\":32.0,\"lora_dropout\":0.0,"
-		"\"target_modules\":[\"all-linear\"]},"
+		"\"target_modules\":[\"all-linear\"],\"bias\":\"none\",\"use_rslora\":false,"
+		"\"use_dora\":false,\"loraplus_lr_ratio\":0.0,\"init_lora_weights\":\"true\","
+		"\"rank_pattern\":{},\"alpha_pattern\":{},\"layers_to_transform\":[],"
+		"\"modules_to_save\":[]},"
 		"\"train\":{\"num_train_epochs\":1.0,\"batch_size\":8,\"max_length\":1024,"
 		"\"overlong\":\"drop\",\"packing\":true,\"train_on_prompt\":false,\"learning_rate\":1.0,"
 		"\"lr_scheduler_type\":\"cosine\",\"warmup_steps\":0,\"weight_decay\":0.0,"
@@ -223,7 +271,7 @@ static void test_defaults_are_explicit(void **state)
 		"\"eval_steps\":50,\"logging_steps\":1,\"microbatch_tokens\":0}}");
 
 	/* max_steps stands for itself; a section of another method is not made up. */
-	text = "method: other\ntrain: {max_steps: 5, seed: 0}\nlora: null";
+	text = "method: ia3\ntrain: {max_steps: 5, seed: 0}\nlora: null";
 	_cleanup_(freep) char *other = parse(text, strlen(text), true, &err);
 	assert_non_null(strstr(other, "\"max_steps\":5,\"batch_size\":8"));
 	assert_null(strstr(other, "num_train_epochs"));
@@ -232,7 +280,7 @@ static void test_defaults_are_explicit(void **state)
 
 	/* The message survives the wire. */
 	_cleanup_(msg_freep) Peftd__V1__JobSpec *spec = spec_new();
-	assert_int_equal(spec_fill_defaults(spec), 0);
+	assert_int_equal(jobspec_complete(&spec->base, &err), 0);
 	_cleanup_(msg_freep) Peftd__V1__JobSpec *copy = proto_copy(spec);
 	struct jsonw a = {0}, b = {0};
 	jsonw_message(&a, &spec->base);
@@ -240,6 +288,93 @@ static void test_defaults_are_explicit(void **state)
 	assert_string_equal(buf_cstr(&a.buf), buf_cstr(&b.buf));
 	jsonw_deinit(&a);
 	jsonw_deinit(&b);
+}
+
+/* The specification of a job file completed, as JSON; or NULL with the fault in `err`. */
+static char *complete(const char *text, struct errmsg *err)
+{
+	_cleanup_(msg_freep) Peftd__V1__JobSpec *spec = spec_new();
+	assert_non_null(spec);
+	if (jobfile_parse("job.yaml", text, strlen(text), spec, err) != 0) {
+		fail_msg("%s\n%s", text, err->text);
+	}
+	int r = jobspec_complete(&spec->base, err);
+	assert_true(r == 0 || r == STATUS_INVALID);
+	struct jsonw j = {0};
+	jsonw_message(&j, &spec->base);
+	return r == 0 ? buf_steal(&j.buf, NULL) : (jsonw_deinit(&j), NULL);
+}
+
+static void test_methods(void **state)
+{
+	static const struct { const char *yaml, *json; } cases[] = {
+		{"method: full", "\"full\":{}"},
+		{"method: last_k", "\"last_k\":{\"k\":1,\"head\":false,\"final_norm\":false}"},
+		{"method: bitfit\nbitfit: {}", "\"bitfit\":{\"target_modules\":[]}"},
+		{"method: ln_tuning", "\"ln_tuning\":{\"target_modules\":[]}"},
+		{"method: select\nselect: {parameters: ['layers\\.0\\.']}",
+			"\"select\":{\"parameters\":[\"layers\\\\.0\\\\.\"]}"},
+		{"method: prompt_tuning", "\"prompt_tuning\":{\"num_virtual_tokens\":20,"
+			"\"prompt_tuning_init\":\"RANDOM\"}"},
+		{"method: p_tuning", "\"p_tuning\":{\"num_virtual_tokens\":20,"
+			"\"encoder_reparameterization_type\":\"MLP\",\"encoder_hidden_size\":0,"
+			"\"encoder_num_layers\":2,\"encoder_dropout\":0.0}"},
+		{"method: prefix_tuning", "\"prefix_tuning\":{\"num_virtual_tokens\":20,"
+			"\"prefix_projection\":false,\"encoder_hidden_size\":0}"},
+		{"method: ia3", "\"ia3\":{\"target_modules\":[],\"feedforward_modules\":[],"
+			"\"init_ia3_weights\":true}"},
+		/* Presets fill in what is left out, and nothing else. */
+		{"method: bottleneck", "\"bottleneck\":{\"config\":\"houlsby\",\"mh_adapter\":true,"
+			"\"output_adapter\":true,\"reduction_factor\":16.0,\"non_linearity\":\"swish\","
+			"\"scaling\":1.0,\"is_parallel\":false,\"original_ln_before\":false,"
+			"\"init_weights\":\"bert\"}"},
+		{"method: bottleneck\nbottleneck: {config: parallel, scaling: 2, non_linearity: gelu}",
+			"\"bottleneck\":{\"config\":\"parallel\",\"mh_adapter\":false,"
+			"\"output_adapter\":true,\"reduction_factor\":2.0,\"non_linearity\":\"gelu\","
+			"\"scaling\":2.0,\"is_parallel\":true,\"original_ln_before\":false,"
+			"\"init_weights\":\"mam_adapter\"}"},
+		{"method: bottleneck\nbottleneck: {config: pfeiffer, mh_adapter: true}",
+			"\"mh_adapter\":true,\"output_adapter\":true,\"reduction_factor\":16.0,"
+			"\"non_linearity\":\"relu\",\"scaling\":1.0,\"is_parallel\":false,"
+			"\"original_ln_before\":true"},
+		/* An empty section of another method says nothing and goes. */
+		{"method: full\nlora: {}", "\"full\":{}"},
+		{"method: full\nlora: {modules_to_save: []}", "\"full\":{}"},
+	};
+	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+		struct errmsg err = {0};
+		_cleanup_(freep) char *json = complete(cases[i].yaml, &err);
+		if (!json || !strstr(json, cases[i].json)) {
+			fail_msg("%s\n%s", cases[i].yaml, json ? json : err.text);
+		}
+		assert_null(strstr(json, "\"lora\""));
+		/* What was filled in is as good as written, and completing it again changes nothing. */
+		struct errmsg again_err = {0};
+		_cleanup_(freep) char *again = complete(json, &again_err);
+		assert_string_equal(json, again);
+	}
+}
+
+static void test_methods_refused(void **state)
+{
+	static const struct { const char *yaml, *what, *hint; } cases[] = {
+		{"method: lorra", "'lorra' is none", "did you mean 'lora'?"},
+		{"method: xyzzyplugh", "'xyzzyplugh' is none; methods: lora, full, last_k, bitfit", "ia3"},
+		{"method: train", "'train' is none", ""},
+		{"method: ia3\nlora: {r: 8}", "'lora.r' is a setting of method lora",
+			"the job's method is ia3"},
+		{"ia3: {target_modules: [k_proj]}", "'ia3.target_modules' is a setting of method ia3",
+			"the job's method is lora"},
+		{"method: full\nlora: {rank_pattern: {a: 1}}", "'lora.rank_pattern'", "method is full"},
+		{"method: bottleneck\nbottleneck: {mh_adapter: true}\nlast_k: {k: 2}", "'last_k.k'", ""},
+	};
+	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+		struct errmsg err = {0};
+		_cleanup_(freep) char *json = complete(cases[i].yaml, &err);
+		if (json || !strstr(err.text, cases[i].what) || !strstr(err.text, cases[i].hint)) {
+			fail_msg("%s\n%s", cases[i].yaml, json ? json : err.text);
+		}
+	}
 }
 
 static void test_set(void **state)
@@ -250,10 +385,21 @@ static void test_set(void **state)
 		{"name=2024", "{\"name\":\"2024\"}"}, /* nothing is quoted on a command line */
 		{"name=a=b", "{\"name\":\"a=b\"}"},
 		{"lora.target_modules=[q_proj, v_proj]",
-			"{\"lora\":{\"target_modules\":[\"q_proj\",\"v_proj\"]}}"},
+			"{\"lora\":{\"target_modules\":[\"q_proj\",\"v_proj\"]" NO_LISTS "}}"},
 		{"lora.target_modules=q_proj,v_proj",
-			"{\"lora\":{\"target_modules\":[\"q_proj\",\"v_proj\"]}}"},
-		{"lora.target_modules=[]", "{\"lora\":{\"target_modules\":[]}}"},
+			"{\"lora\":{\"target_modules\":[\"q_proj\",\"v_proj\"]" NO_LISTS "}}"},
+		{"lora.modules_to_save=[]", "{\"lora\":{" NO_TARGETS NO_LISTS "}}"},
+		{"lora.layers_to_transform=0,3", 
+			"{\"lora\":{" NO_TARGETS NO_PATTERNS ",\"layers_to_transform\":[0,3],\"modules_to_save\":[]}}"},
+		{"lora.rank_pattern={q_proj: 8, v_proj:4}",
+			"{\"lora\":{" NO_TARGETS ",\"rank_pattern\":{\"q_proj\":8,\"v_proj\":4},"
+			"\"alpha_pattern\":{},\"layers_to_transform\":[],\"modules_to_save\":[]}}"},
+		{"lora.rank_pattern={}", "{\"lora\":{" NO_TARGETS NO_LISTS "}}"},
+		{"lora.rank_pattern.layers.0.mlp=8", 
+			"{\"lora\":{" NO_TARGETS ",\"rank_pattern\":{\"layers.0.mlp\":8},"
+			"\"alpha_pattern\":{},\"layers_to_transform\":[],\"modules_to_save\":[]}}"},
+		{"lora.init_lora_weights=no",
+			"{\"lora\":{" NO_TARGETS ",\"init_lora_weights\":\"false\"" NO_LISTS "}}"},
 		{"train.packing=false", "{\"train\":{\"packing\":false}}"},
 		{"train.seed=null", "{\"train\":{}}"},
 		{"train.dtype=f32", "{\"train\":{\"dtype\":\"f32\"}}"},
@@ -280,6 +426,7 @@ static void test_set(void **state)
 		{"train.max_steps=five", "whole number"},
 		{"train.max_steps=-3", "0 or more"},
 		{"train.dtype=fp8", "bf16, f32"},
+		{"lora.target_modules=[]", "train nothing"},
 		{"lora.target_modules=[a,,b]", NULL}, /* strtok joins empty items: taken as a, b */
 		{"train.learning_rate=nan", "must be a number"},
 		{"train.learning_rate=", NULL}, /* an empty value unsets */
@@ -308,7 +455,8 @@ static void test_set_overrides(void **state)
 	assert_int_equal(spec_assign(spec, "lora.target_modules=d", &err), 0);
 	_cleanup_(jsonw_deinit) struct jsonw j = {0};
 	jsonw_message(&j, &spec->base);
-	assert_string_equal(buf_cstr(&j.buf), "{\"name\":\"new\",\"lora\":{\"target_modules\":[\"d\"]},"
+	assert_string_equal(buf_cstr(&j.buf),
+		"{\"name\":\"new\",\"lora\":{\"target_modules\":[\"d\"]" NO_LISTS "},"
 		"\"train\":{\"dtype\":\"f32\"}}");
 }
 
@@ -329,6 +477,8 @@ int main(void)
 		cmocka_unit_test(test_refused),
 		cmocka_unit_test(test_sizes),
 		cmocka_unit_test(test_defaults_are_explicit),
+		cmocka_unit_test(test_methods),
+		cmocka_unit_test(test_methods_refused),
 		cmocka_unit_test(test_set),
 		cmocka_unit_test(test_set_overrides),
 		cmocka_unit_test(test_read),

@@ -283,6 +283,65 @@ static void submit(struct fake *f, const Peftd__V1__Request *req)
 	fake_reply(f, req, &reply, NULL, 0);
 }
 
+static void sweep(struct fake *f, const Peftd__V1__Request *req)
+{
+	struct script *s = f->data;
+	const Peftd__V1__SweepRequest *m = req->sweep;
+	Peftd__V1__SweepReply r = PEFTD__V1__SWEEP_REPLY__INIT;
+	Peftd__V1__Reply reply = PEFTD__V1__REPLY__INIT;
+	Peftd__V1__Plan plans[8], *list[8];
+	size_t at = 0;
+	s->last[0] = '\0';
+	for (size_t i = 0; i < m->n_members; i++) {
+		const Peftd__V1__SweepMember *x = m->members[i];
+		at += (size_t)snprintf(s->last + at, sizeof(s->last) - at, "[%.*s: r %u seed %llu]",
+			(int)x->variant.len, (const char *)x->variant.data, x->spec->lora->r,
+			(unsigned long long)x->spec->train->seed);
+		plans[i] = (Peftd__V1__Plan)PEFTD__V1__PLAN__INIT;
+		plans[i].has_total = plans[i].has_decision = true;
+		plans[i].total = (uint64_t)x->spec->lora->r << 20;
+		plans[i].decision = proto_bytes(x->spec->lora->r > 100 ? "refuse" : "admit");
+		list[i] = &plans[i];
+	}
+	r.has_sweep = !m->plan_only;
+	r.sweep = 42;
+	r.n_plans = m->n_members;
+	r.plans = list;
+	reply.what_case = PEFTD__V1__REPLY__WHAT_SWEEP;
+	reply.sweep = &r;
+	fake_reply(f, req, &reply, NULL, 0);
+}
+
+/* The jobs of sweep s42: 42 has ended, 43 and 44 have not. */
+static void list_sweep(struct fake *f, const Peftd__V1__Request *req)
+{
+	struct script *s = f->data;
+	Peftd__V1__JobListReply jobs = PEFTD__V1__JOB_LIST_REPLY__INIT;
+	Peftd__V1__Reply reply = PEFTD__V1__REPLY__INIT;
+	Peftd__V1__Job job[3], *list[3];
+	static const Peftd__V1__JobState states[] = {PEFTD__V1__JOB_STATE__JOB_SUCCEEDED,
+		PEFTD__V1__JOB_STATE__JOB_RUNNING, PEFTD__V1__JOB_STATE__JOB_PENDING};
+	static const char *const variants[] = {"lora.r=4", "lora.r=8", "lora.r=16"};
+	if (req->job_list->sweep != 42) {
+		fake_fail(f, req, STATUS_NOT_FOUND, "there is no such sweep");
+		return;
+	}
+	for (size_t i = 0; i < 3; i++) {
+		job[i] = make_job(s, 42 + i);
+		job[i].state = states[i];
+		job[i].has_sweep = job[i].has_variant = true;
+		job[i].sweep = 42;
+		job[i].variant = proto_bytes(variants[i]);
+		list[i] = &job[i];
+	}
+	jobs.n_jobs = 3;
+	jobs.jobs = list;
+	reply.what_case = PEFTD__V1__REPLY__WHAT_JOB_LIST;
+	reply.job_list = &jobs;
+	s->last[0] = '\0';
+	fake_reply(f, req, &reply, NULL, 0);
+}
+
 /* Keeps an uploaded adapter, so that it can be fetched again. */
 static void upload(struct fake *f, const Peftd__V1__Request *req, const void *raw, size_t n)
 {
@@ -358,11 +417,13 @@ static void simple(struct fake *f, const Peftd__V1__Request *req)
 		reply.job_list = &jobs;
 		break;
 	case PEFTD__V1__REQUEST__WHAT_JOB_CONTROL:
-		snprintf(s->last, sizeof(s->last), "%d", (int)req->job_control->action);
+		snprintf(s->last + strlen(s->last), sizeof(s->last) - strlen(s->last), " %d:%llu",
+			(int)req->job_control->action, (unsigned long long)req->job_control->job);
 		reply.what_case = PEFTD__V1__REPLY__WHAT_JOB;
 		reply.job = &job;
 		break;
 	case PEFTD__V1__REQUEST__WHAT_JOB_SHOW:
+		job.id = req->job_show->job;
 		reply.what_case = PEFTD__V1__REPLY__WHAT_JOB;
 		reply.job = &job;
 		break;
@@ -394,6 +455,10 @@ static void handle(struct fake *f, const Peftd__V1__Request *req, const void *ra
 		fake_fail(f, req, s->fail, s->text);
 		return;
 	}
+	if (req->what_case == PEFTD__V1__REQUEST__WHAT_JOB_LIST && req->job_list->has_sweep) {
+		list_sweep(f, req);
+		return;
+	}
 	switch (req->what_case) {
 	case PEFTD__V1__REQUEST__WHAT_WATCH:
 		watch(f, req);
@@ -406,6 +471,9 @@ static void handle(struct fake *f, const Peftd__V1__Request *req, const void *ra
 		break;
 	case PEFTD__V1__REQUEST__WHAT_SUBMIT:
 		submit(f, req);
+		break;
+	case PEFTD__V1__REQUEST__WHAT_SWEEP:
+		sweep(f, req);
 		break;
 	case PEFTD__V1__REQUEST__WHAT_UPLOAD_BEGIN:
 	case PEFTD__V1__REQUEST__WHAT_UPLOAD_CHUNK:
@@ -479,7 +547,6 @@ static void test_usage(void **state)
 		"--set train.max_step=1: unknown key 'train.max_step'; did you mean 'max_steps'?");
 	expect(f, "submit missing.yaml", 2, "", "missing.yaml: No such file");
 	expect(f, "list --state walking", 2, "", "no such state");
-	expect(f, "fetch 7 --merge", 2, "", "--merge: this version does not merge");
 	expect(f, "fetch 7 --format gguf", 2, "", "PEFT folders only");
 	expect(f, "fetch 7 --format bin", 2, "", "there is: peft");
 	expect(f, "eval --model m", 2, "", "--dataset");
@@ -631,7 +698,114 @@ static void test_init_adapter(void **state)
 	assert_string_equal(s->last, "job 0 uploaded 1");
 	expect(f, "eval --model m --dataset d --adapter 12", 0, NULL, "");
 	assert_string_equal(s->last, "job 1 uploaded 0");
-	expect(f, "eval --model m --dataset d --adapter 12x", 1, "", "12x/adapter_config.json");
+	expect(f, "eval --model m --dataset d --adapter 12x", 1, "", "12x: No such file");
+}
+
+static void test_sweep(void **state)
+{
+	struct fake *f = *state;
+	struct script *s = f->data;
+	struct ran r = {0};
+	write_file(f, "job.yaml", "model: m\ndataset: d\nlora: {r: 8}\n");
+	expect(f, "submit job.yaml --sweep lora.r=4,16 --sweep train.seed=1,2", 0, "s42\n", NULL);
+	assert_string_equal(s->last, "[lora.r=4 train.seed=1: r 4 seed 1]"
+		"[lora.r=4 train.seed=2: r 4 seed 2][lora.r=16 train.seed=1: r 16 seed 1]"
+		"[lora.r=16 train.seed=2: r 16 seed 2]");
+	/* One value is a sweep, too: what it is called does not depend on how many there are. */
+	expect(f, "submit job.yaml --sweep lora.r=4", 0, "s42\n", NULL);
+	run(f, &r, NULL, "submit job.yaml --sweep lora.r=4,8 --json");
+	json_t *v = parse_line(r.out);
+	assert_int_equal(json_integer_value(json_object_get(v, "sweep")), 42);
+	json_decref(v);
+	run(f, &r, NULL, "plan job.yaml --sweep lora.r=4,8");
+	assert_int_equal(r.status, 0);
+	assert_non_null(strstr(r.out, "lora.r=8"));
+	assert_non_null(strstr(r.out, "8.0 MiB"));
+	run(f, &r, NULL, "plan job.yaml --sweep lora.r=4,800 --json");
+	assert_int_equal(r.status, 4);
+	v = parse_line(strchr(r.out, '\n') + 1);
+	assert_string_equal(json_string_value(json_object_get(v, "variant")), "lora.r=800");
+	json_decref(v);
+	expect(f, "submit job.yaml --sweep lora.r=4,x", 2, "", "'lora.r' must be a whole number");
+	expect(f, "submit job.yaml --sweep lora.r", 2, "", "KEY=VALUE,VALUE");
+	expect(f, "submit job.yaml --method ia3", 2, "", "'lora.r' is a setting of method lora");
+
+	/* Where a job's id does, a sweep's does. */
+	run(f, &r, NULL, "list s42");
+	assert_int_equal(r.status, 0);
+	assert_non_null(strstr(r.out, "s42"));
+	assert_non_null(strstr(r.out, "lora.r=16"));
+	expect(f, "list s41", 1, "", "no such sweep");
+	expect(f, "list 42", 2, "", "'42' is a job");
+	expect(f, "list seven", 2, "", "no job and no sweep");
+	expect(f, "show s42", 2, "", "'s42' is no job");
+	/* Those that have not ended, the last one first. */
+	expect(f, "cancel s42", 0, "", NULL);
+	assert_string_equal(s->last, " 0:44 0:43");
+	expect(f, "hold s42", 0, "", NULL);
+	assert_string_equal(s->last, " 1:44 1:43");
+	expect(f, "release s42", 0, "", "no job for which there is anything to do");
+	assert_string_equal(s->last, "");
+	expect(f, "retry s42", 0, "", "no job for which there is anything to do");
+	expect(f, "cancel s", 2, "", "no job and no sweep");
+	expect(f, "cancel s0", 2, "", "no job and no sweep");
+
+	run(f, &r, NULL, "watch s42 --json");
+	assert_int_equal(r.status, 0);
+	v = parse_line(r.out);
+	assert_int_equal(json_integer_value(json_object_get(v, "job")), 42);
+	json_decref(v);
+	assert_non_null(strstr(r.out, "{\"job\":44,"));
+	assert_non_null(strstr(r.err, "job 43, 2 of 3: lora.r=8"));
+	expect(f, "watch s42 --from 3", 2, "", "--from counts the events of a job");
+	s->final_state = PEFTD__V1__JOB_STATE__JOB_FAILED;
+	run(f, &r, NULL, "watch s42");
+	assert_int_equal(r.status, 1); /* but all of them were followed */
+	assert_non_null(strstr(r.err, "job 44 is FAILED"));
+	ran_clear(&r);
+}
+
+static void test_compare(void **state)
+{
+	struct fake *f = *state;
+	struct ran r = {0};
+	char path[200];
+	run(f, &r, NULL, "compare 7 s42 43 --json");
+	assert_int_equal(r.status, 0);
+	static const int jobs[] = {7, 42, 43, 44}; /* each once */
+	const char *line = r.out;
+	for (size_t i = 0; i < ARRAY_LEN(jobs); i++) {
+		json_t *v = parse_line(line);
+		assert_int_equal(json_integer_value(json_object_get(v, "job")), jobs[i]);
+		assert_true(json_real_value(json_object_get(v, "loss")) == 0.1);
+		assert_true(json_real_value(json_object_get(v, "eval_loss")) == 2);
+		assert_true(json_real_value(json_object_get(v, "tokens_per_second")) == 200);
+		assert_true(json_real_value(json_object_get(v, "step_seconds_median")) == 0.5);
+		assert_true(json_is_null(json_object_get(v, "memory_measured")));
+		json_decref(v);
+		line = strchr(line, '\n') + 1;
+	}
+	/* They have no settings, so they are the same but for their seeds. */
+	json_t *v = parse_line(line);
+	assert_int_equal(json_array_size(json_object_get(v, "jobs")), 4);
+	json_t *loss = json_object_get(v, "loss");
+	assert_true(json_real_value(json_object_get(loss, "mean")) == 0.1);
+	assert_true(json_real_value(json_object_get(loss, "sd")) == 0);
+	json_decref(v);
+
+	run(f, &r, NULL, "compare 7 8 --html page.html");
+	assert_int_equal(r.status, 0);
+	assert_non_null(strstr(r.out, "MEAN ± SD OF"));
+	snprintf(path, sizeof(path), "%s/page.html", f->dir);
+	FILE *file = fopen(path, "r");
+	assert_non_null(file);
+	char *page = slurp(file);
+	assert_non_null(strstr(page, "</html>"));
+	assert_non_null(strstr(page, "<polyline"));
+	free(page);
+	expect(f, "compare 7 --html missing/page.html", 1, NULL, "missing/page.html: No such file");
+	expect(f, "compare", 2, "", "something is missing");
+	ran_clear(&r);
 }
 
 static void test_watch(void **state)
@@ -726,9 +900,10 @@ static void test_others(void **state)
 	assert_string_equal(s->last, "1 1");
 	static const char *const actions[] = {"cancel", "hold", "release", "retry"};
 	for (int i = 0; i < 4; i++) {
-		char line[32], n[4];
+		char line[32], n[8];
+		s->last[0] = '\0';
 		snprintf(line, sizeof(line), "%s 7", actions[i]);
-		snprintf(n, sizeof(n), "%d", i);
+		snprintf(n, sizeof(n), " %d:7", i);
 		expect(f, line, 0, "", "job 7 is SUCCEEDED");
 		assert_string_equal(s->last, n);
 	}
@@ -869,6 +1044,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_status, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_submit, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_init_adapter, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_sweep, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_compare, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_watch, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_interrupted_watch, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_metrics_and_logs, setup, teardown),

@@ -141,6 +141,7 @@ void want_spec(struct spec_storage *s, const struct want *want)
 		{want->eval_dataset, &s->spec.has_eval_dataset, &s->spec.eval_dataset},
 		{want->name, &s->spec.has_name, &s->spec.name},
 		{want->priority, &s->spec.has_priority, &s->spec.priority},
+		{want->method, &s->spec.has_method, &s->spec.method},
 	};
 	for (size_t i = 0; i < ARRAY_LEN(texts); i++) {
 		if (texts[i].text) {
@@ -287,6 +288,34 @@ void ask_submit(
 	ask(c, session, uid, &req, id);
 }
 
+void ask_sweep(struct client *c, uint64_t session, uint32_t uid, const uint8_t id[16],
+	const struct want *want, size_t n)
+{
+	enum { MOST = SWEEP_MAX + 1 };
+	static struct spec_storage specs[MOST];
+	static Peftd__V1__SweepMember members[MOST];
+	static Peftd__V1__SweepMember *list[MOST];
+	static char variants[MOST][64];
+	assert_true(n <= MOST);
+	for (size_t i = 0; i < n; i++) {
+		want_spec(&specs[i], &want[i]);
+		snprintf(variants[i], sizeof(variants[i]), "r=%u seed=%llu", want[i].r,
+			(unsigned long long)want[i].seed);
+		members[i] = (Peftd__V1__SweepMember)PEFTD__V1__SWEEP_MEMBER__INIT;
+		members[i].spec = &specs[i].spec;
+		members[i].variant = proto_bytes(variants[i]);
+		list[i] = &members[i];
+	}
+	Peftd__V1__SweepRequest m = PEFTD__V1__SWEEP_REQUEST__INIT;
+	m.n_members = n;
+	m.members = list;
+	m.has_hold = m.has_plan_only = true;
+	m.hold = n > 0 && want[0].hold;
+	m.plan_only = n > 0 && want[0].plan_only;
+	REQUEST(SWEEP, sweep, &m);
+	ask(c, session, uid, &req, id);
+}
+
 void ask_control(struct client *c, uint64_t session, uint32_t uid, const uint8_t id[16],
 	uint64_t job, enum control_action action)
 {
@@ -308,6 +337,15 @@ void ask_show(struct client *c, uint64_t session, const uint8_t id[16], uint64_t
 void ask_list(struct client *c, uint64_t session, const uint8_t id[16])
 {
 	Peftd__V1__JobListRequest m = PEFTD__V1__JOB_LIST_REQUEST__INIT;
+	REQUEST(JOB_LIST, job_list, &m);
+	ask(c, session, 1000, &req, id);
+}
+
+void ask_list_sweep(struct client *c, uint64_t session, const uint8_t id[16], uint64_t sweep)
+{
+	Peftd__V1__JobListRequest m = PEFTD__V1__JOB_LIST_REQUEST__INIT;
+	m.has_sweep = true;
+	m.sweep = sweep;
 	REQUEST(JOB_LIST, job_list, &m);
 	ask(c, session, 1000, &req, id);
 }

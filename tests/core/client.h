@@ -38,7 +38,7 @@ const Peftd__V1__Reply *client_ok(const struct client *c, const uint8_t id[16]);
 
 /* A job file. 0 and NULL: left out. */
 struct want {
-	const char *model, *dataset, *eval_dataset, *name, *priority;
+	const char *model, *dataset, *eval_dataset, *name, *priority, *method;
 	uint32_t max_steps, save_steps, eval_steps, r;
 	uint64_t seed;
 	bool no_r; /* lora.r 0 */
@@ -69,10 +69,14 @@ void ask_inspect(struct client *c, uint64_t session, const uint8_t id[16], const
 	const char *model, uint64_t rows);
 void ask_submit(struct client *c, uint64_t session, uint32_t uid, const uint8_t id[16],
 	const struct want *want);
+/* Of want[0], hold and plan_only count. Variants are "r=R seed=S". */
+void ask_sweep(struct client *c, uint64_t session, uint32_t uid, const uint8_t id[16],
+	const struct want *want, size_t n);
 void ask_control(struct client *c, uint64_t session, uint32_t uid, const uint8_t id[16],
 	uint64_t job, enum control_action action);
 void ask_show(struct client *c, uint64_t session, const uint8_t id[16], uint64_t job);
 void ask_list(struct client *c, uint64_t session, const uint8_t id[16]);
+void ask_list_sweep(struct client *c, uint64_t session, const uint8_t id[16], uint64_t sweep);
 void ask_status(struct client *c, uint64_t session, const uint8_t id[16]);
 void ask_watch(struct client *c, uint64_t session, const uint8_t id[16], uint64_t job,
 	uint64_t after, uint32_t credit, bool follow);

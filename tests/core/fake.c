@@ -330,6 +330,13 @@ static void send_event(struct fake *f, const struct fake_task *t, Peftd__V1__Eve
 	ev.arena_bytes = 4096;
 	ev.has_peak_rss = true;
 	ev.peak_rss = 1000000;
+	Peftd__V1__Measured measured = PEFTD__V1__MEASURED__INIT;
+	bool running = e->what_case == PEFTD__V1__EVENT__WHAT_STATE &&
+		e->state->state == PEFTD__V1__JOB_STATE__JOB_RUNNING;
+	measured.has_arena = measured.has_gradients = true;
+	measured.arena = 4096;
+	measured.gradients = 1024;
+	ev.measured = running ? &measured : NULL;
 	MESSAGE(m, EVENT, event, &ev);
 	say(f, &m, NULL, 0);
 }
@@ -349,9 +356,10 @@ static void send_metrics(struct fake *f, const struct fake_task *t)
 	Peftd__V1__Event e = PEFTD__V1__EVENT__INIT;
 	Peftd__V1__MetricsEvent x = PEFTD__V1__METRICS_EVENT__INIT;
 	x.step = t->step;
-	x.has_loss = x.has_tokens = true;
+	x.has_loss = x.has_tokens = x.has_seconds = true;
 	x.loss = fake_loss(t->state, t->step);
 	x.tokens = 100;
+	x.seconds = fake_seconds(t->step);
 	e.what_case = PEFTD__V1__EVENT__WHAT_METRICS;
 	e.metrics = &x;
 	send_event(f, t, &e);
@@ -585,6 +593,8 @@ static void plan(struct fake *f, struct fake_task *t)
 	p.overhead = 1 << 20;
 	p.steps = spec->train->max_steps;
 	p.rows = 10;
+	p.has_mergeable = spec->lora->r != 5; /* as of an older planner */
+	p.mergeable = spec->lora->r != 3;
 	r.what_case = PEFTD__V1__TASK_RESULT__WHAT_PLAN;
 	r.plan = &p;
 	result(f, t, STATUS_OK, NULL, &r);

@@ -76,9 +76,15 @@ void fake_chain(const Peftd__V1__JobSpec *spec, const uint8_t data_digest[32], u
 	uint8_t ret[FAKE_STATE]);
 void fake_advance(uint8_t state[FAKE_STATE], uint64_t step); /* by one step, to this one */
 double fake_loss(const uint8_t state[FAKE_STATE], uint64_t step);
+/* How long that step takes: 1/8 s, 2/8 s, … and again from 1/8 s after 8. */
+static inline double fake_seconds(uint64_t step)
+{
+	return (double)(1 + (step - 1) % 8) / 8;
+}
 /* The digest of the checkpoint of that step. */
 void fake_checkpoint_digest(
 	const Peftd__V1__JobSpec *spec, const uint8_t data_digest[32], uint64_t step, uint8_t ret[32]);
 
 /* Names that make the fake refuse: a dataset whose content begins with "bad", a job with lora.r 0;
- * a job with lora.r above 1000 plans that many MiB. */
+ * a job with lora.r above 1000 plans that many MiB; one with 3 cannot be merged, of one with 5 it is
+ * not known. */

@@ -252,6 +252,11 @@ static void refusals(void **state)
 		{{.model = "m", .dataset = "d", .priority = "urgent"}, STATUS_INVALID, "urgent"},
 		{{.model = "m", .dataset = "d", .name = "a/b"}, STATUS_INVALID, "name"},
 		{{.model = "m", .dataset = "d", .no_r = true}, STATUS_INVALID, "lora.r"},
+		{{.model = "m", .dataset = "d", .method = "lorra"}, STATUS_INVALID, "did you mean 'lora'?"},
+		{{.model = "m", .dataset = "d", .method = "ia3", .r = 8}, STATUS_INVALID,
+			"'lora.r' is a setting of method lora, but the job's method is ia3"},
+		/* What the planner does not have is refused by it. */
+		{{.model = "m", .dataset = "d", .method = "ia3"}, STATUS_INVALID, "there is lora alone"},
 		{{.model = "m", .dataset = "d", .r = 1u << 20, .max_steps = 5}, STATUS_WONT_FIT, "GiB"},
 	};
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {

@@ -535,6 +535,7 @@ static void wrong_options(void **state)
 		{{"peftd", "--endpoint", "/tmp/x"}, 2, "ipc://"},
 		{{"peftd", "--log-level", "loud"}, 2, "debug"},
 		{{"peftd", "--memory-limit", "lots"}, 2, "16GiB"},
+		{{"peftd", "--memory-limit", "1.5"}, 2, "256MiB"},
 		{{"peftd", "--threads", "-1"}, 2, "threads"},
 		{{"peftd", "--config", "/nonexistent"}, 2, "/nonexistent"},
 		{{"peftd", "--help"}, 0, "--state-dir"},

@@ -518,6 +518,38 @@ static void watching_as_it_goes(void **state)
 	assert_int_equal(client_count(c, 0, id) + client_count(c, 0, other), n);
 }
 
+static void merging_is_refused(void **state)
+{
+	struct client *c = *state;
+	static const struct {
+		uint32_t r;
+		const char *says;
+	} cases[] = {
+		{3, "job 1 cannot be merged: what lora trains here has no place"},
+		{4, "job 2 (lora) is not merged: this version of the daemon does not merge"},
+		{5, "job 3 (lora) is not merged: this version of the daemon does not merge"},
+	};
+	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+		struct want want = usual;
+		uint8_t id[16];
+		want.r = cases[i].r;
+		Peftd__V1__FetchRequest m = PEFTD__V1__FETCH_REQUEST__INIT;
+		m.job = have_job(c, &want);
+		m.has_merge = m.merge = true;
+		world_settle(&c->w);
+		Peftd__V1__Request req = PEFTD__V1__REQUEST__INIT;
+		req.what_case = PEFTD__V1__REQUEST__WHAT_FETCH;
+		req.fetch = &m;
+		id_new(c, id);
+		ask(c, 1, 1000, &req, id);
+		world_settle(&c->w);
+		assert_int_equal(client_status(c, id), STATUS_INVALID);
+		if (!strstr(client_text(c, id), cases[i].says)) {
+			fail_msg("\"%s\" does not say %s", client_text(c, id), cases[i].says);
+		}
+	}
+}
+
 static void fetch_and_read(void **state)
 {
 	struct client *c = *state;
@@ -786,6 +818,7 @@ int main(void)
 		TEST(bad_requests_are_answered, setup),
 		TEST(watching, setup_data),
 		TEST(watching_as_it_goes, setup_data),
+		TEST(merging_is_refused, setup_data),
 		TEST(fetch_and_read, setup_data),
 		TEST(inspecting, setup_data),
 		TEST(two_inspectors_at_once, setup_data),

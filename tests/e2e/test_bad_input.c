@@ -94,6 +94,14 @@ static void test_job_file(void **state)
 		"model: tiny\ndataset: rows\nlora:\n  r: many\n");
 	EXPECT_FAIL(d, USAGE, WORDS("type.yaml:4", "r"), "submit", type);
 
+	/* Ranges are the daemon's to check; the line is the file's all the same. */
+	_cleanup_(freep) char *range = write_text(d, "range.yaml",
+		"model: tiny\ndataset: rows\nlora:\n  lora_alpha: 8\n  r: 0\n");
+	EXPECT_FAIL(d, FAILED, WORDS("range.yaml:5", "lora.r"), "submit", range);
+	_cleanup_(freep) char *empty = write_text(d, "empty.yaml",
+		"model: tiny\ndataset: rows\nlora:\n  target_modules: []\n");
+	EXPECT_FAIL(d, USAGE, WORDS("empty.yaml:4", "target_modules"), "submit", empty);
+
 	EXPECT_FAIL(d, FAILED, WORDS("nope"), "submit", "--model", "nope", "--dataset", "rows");
 	EXPECT_FAIL(d, FAILED, WORDS("nope"), "submit", "--model", "tiny", "--dataset", "nope");
 	/* Nothing of all this is queued. */
@@ -112,7 +120,10 @@ static void test_settings(void **state)
 	EXPECT_FAIL(d, FAILED, WORDS("learning_rate"), SUBMIT("train.learning_rate=-1"));
 	EXPECT_FAIL(d, USAGE, WORDS("train.dtype", "fp16", "bf16"), SUBMIT("train.dtype=fp16"));
 	EXPECT_FAIL(d, FAILED, WORDS("batch_size"), SUBMIT("train.batch_size=0"));
-	EXPECT_FAIL(d, FAILED, WORDS("method", "voodoo"), SUBMIT("method=voodoo"));
+	EXPECT_FAIL(d, USAGE, WORDS("max_steps", "num_train_epochs"), SUBMIT("train.max_steps=0"));
+	EXPECT_FAIL(d, USAGE, WORDS("target_modules", "empty"), SUBMIT("lora.target_modules=[]"));
+	EXPECT_FAIL(d, USAGE, WORDS("--init-adapter"), SUBMIT("lora.r=4"), "--init-adapter", "");
+	EXPECT_FAIL(d, USAGE, WORDS("method", "voodoo"), SUBMIT("method=voodoo"));
 	EXPECT_FAIL(d, USAGE, WORDS("train.max_step", "max_steps"), SUBMIT("train.max_step=1"));
 }
 

@@ -262,6 +262,7 @@ static void test_restart(void **state)
 		usleep(2000);
 	}
 	assert_int_equal(daemon_stop(d), 0);
+	assert_int_equal(access(d->endpoint + strlen("ipc://"), F_OK), -1); /* nothing is left lying there */
 	daemon_start(d);
 	wait_job(d, job, "SUCCEEDED");
 	assert_int_equal(ctl_wait(d, watcher), 0);

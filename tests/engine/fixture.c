@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -13,6 +14,59 @@
 #include "util/util.h"
 
 const char *const golden_cases[] = {"mha", "gqa2-llama3", "gqa3-linear-bias", "gqa3-odd", NULL};
+
+const char *const golden_methods[] = {
+	"methods/bitfit-beft",
+	"methods/bitfit-beft-targets",
+	"methods/bitfit-own",
+	"methods/bottleneck-attention",
+	"methods/bottleneck-houlsby",
+	"methods/bottleneck-one",
+	"methods/bottleneck-parallel",
+	"methods/bottleneck-parallel-both",
+	"methods/bottleneck-pfeiffer",
+	"methods/full-tied",
+	"methods/full-untied",
+	"methods/ia3-default",
+	"methods/ia3-inputs",
+	"methods/ia3-outputs",
+	"methods/last_k-0-head",
+	"methods/last_k-0-tied-head",
+	"methods/last_k-1",
+	"methods/last_k-2-head-norm",
+	"methods/last_k-all",
+	"methods/ln_tuning-default",
+	"methods/ln_tuning-target",
+	"methods/lora-bias-all",
+	"methods/lora-bias-lora_only",
+	"methods/lora-dora",
+	"methods/lora-dora-bias",
+	"methods/lora-embeddings",
+	"methods/lora-embeddings-tied",
+	"methods/lora-head",
+	"methods/lora-layers",
+	"methods/lora-modules_to_save",
+	"methods/lora-olora",
+	"methods/lora-patterns",
+	"methods/lora-pissa",
+	"methods/lora-plus",
+	"methods/lora-plus-dora-bias",
+	"methods/lora-plus-embeddings",
+	"methods/lora-rank1",
+	"methods/lora-rslora",
+	"methods/p_tuning-lstm",
+	"methods/p_tuning-lstm2",
+	"methods/p_tuning-mlp",
+	"methods/prefix_tuning-default",
+	"methods/prefix_tuning-mha",
+	"methods/prefix_tuning-one",
+	"methods/prefix_tuning-projection",
+	"methods/prompt_tuning-one",
+	"methods/prompt_tuning-random",
+	"methods/select-embeddings",
+	"methods/select-some",
+	NULL,
+};
 
 void expect_ok(int r, const struct errmsg *err, const char *what, int line)
 {
@@ -115,30 +169,71 @@ static void read_config(struct fixture *f)
 		.seed = 7,
 		.sequential = true,
 	};
-	f->method = (struct method_config){.method = "lora", .lora = f->adapter.config};
+}
+
+/* The part of a method's settings that no library's folder tells. */
+static void read_method(struct fixture *f, const char *method)
+{
+	const json_t *c = json_object_get(f->golden, "config");
+	if (f->has_adapter) {
+		assert_int_equal(method_config_copy(&f->method, &f->adapter.config), 0);
+	} else {
+		f->method.method = method;
+	}
+	f->method.lora.loraplus_lr_ratio = json_number_value(json_object_get(c, "loraplus_lr_ratio"));
+	f->method.last_k = (struct last_k_config){
+		.k = json_integer_value(json_object_get(c, "k")),
+		.head = json_is_true(json_object_get(c, "head")),
+		.final_norm = json_is_true(json_object_get(c, "final_norm")),
+	};
+	size_t i;
+	json_t *v;
+	json_array_foreach(json_object_get(c, "parameters"), i, v) {
+		assert_int_equal(modules_add(&f->method.select.parameters, json_string_value(v)), 0);
+	}
+	f->starts = f->has_adapter && strcmp(f->method.method, "p_tuning") != 0 &&
+		!f->method.prefix_tuning.prefix_projection;
+}
+
+static void read_adapter(struct fixture *f, const char *folder)
+{
+	struct errmsg err = {0};
+	size_t len, config_len;
+	_cleanup_(freep) char *config = read_file(folder, "adapter_config.json", &config_len);
+	enum adapter_kind kind = adapter_kind_of_config(config, config_len);
+	f->adapter_weights = read_file(folder, adapter_files(kind).weights, &len);
+	OK(adapter_parse(&f->adapter, config, config_len, f->adapter_weights, len, &err));
+	f->has_adapter = true;
 }
 
 void fixture_open(struct fixture *f, const char *name)
 {
 	struct errmsg err = {0};
+	bool method = strchr(name, '/') != NULL;
 	const char *root = getenv("PEFTD_GOLDEN");
-	char adapter[4096];
+	char adapter[4096], model[4096];
 	*f = (struct fixture){0};
-	assert_true(asprintf(&f->folder, "%s/llama/%s", root ? root : "tests/golden", name) > 0);
-	snprintf(adapter, sizeof(adapter), "%s/adapter", f->folder);
+	root = root ? root : "tests/golden";
+	assert_true(asprintf(&f->folder, "%s/%s%s", root, method ? "" : "llama/", name) > 0);
 
-	size_t len, config_len;
+	size_t len;
 	_cleanup_(freep) char *json = read_file(f->folder, "golden.json", &len);
 	json_error_t json_err;
 	f->golden = json_loadb(json, len, 0, &json_err);
 	assert_non_null(f->golden);
-	_cleanup_(freep) char *config = read_file(adapter, "adapter_config.json", &config_len);
-	f->adapter_weights = read_file(adapter, "adapter_model.safetensors", &len);
-	OK(adapter_parse(&f->adapter, config, config_len, f->adapter_weights, len, &err));
-	OK(model_files_open(&f->files, f->folder, &err));
+	snprintf(adapter, sizeof(adapter), "%s/%s", f->folder, method ? "init" : "adapter");
+	if (access(adapter, F_OK) == 0) {
+		read_adapter(f, adapter);
+	} else {
+		assert_true(method);
+	}
+	snprintf(model, sizeof(model), "%s/%s", root,
+		method ? json_string_value(json_object_get(f->golden, "model")) : f->folder + strlen(root) + 1);
+	OK(model_files_open(&f->files, model, &err));
 	OK(backend_cpu_new(&f->backend, 2, &err));
 	read_rows(f);
 	read_config(f);
+	read_method(f, method ? json_string_value(json_object_get(f->golden, "method")) : "lora");
 }
 
 void fixture_base(struct fixture *f, enum dtype dtype, bool train)
@@ -155,6 +250,7 @@ void fixture_close(struct fixture *f)
 	base_model_free(f->base);
 	backend_free(f->backend);
 	model_files_free(f->files);
+	method_config_deinit(&f->method);
 	adapter_deinit(&f->adapter);
 	free(f->adapter_weights);
 	json_decref(f->golden);
@@ -176,7 +272,7 @@ struct train_session *fixture_session_at(struct fixture *f, bool init, int64_t m
 	c.microbatch_tokens = microbatch_tokens;
 	OK(train_plan(&plan, f->files, f->backend, &c, &f->method, f->samples.longest_kept, 0, &err));
 	OK(train_session_new(&s, f->base, &c, &f->method, &plan, &f->samples, &f->samples,
-		init ? &f->adapter : NULL, &err));
+		init && f->starts ? &f->adapter : NULL, &err));
 	return s;
 }
 
@@ -187,18 +283,18 @@ struct train_session *fixture_session(struct fixture *f, bool init)
 
 float *session_grad(struct train_session *s, const char *key, size_t *ret_n)
 {
-	const struct peft_method *m = s->peft->method;
-	for (size_t i = 0; i < m->n_tensors(s->peft); i++) {
-		char name[256];
-		size_t offset;
-		int64_t dims[2];
-		m->tensor(s->peft, s->job.g, i, name, sizeof(name), &offset, dims);
-		if (strcmp(name, key) == 0) {
-			*ret_n = (size_t)(dims[0] * dims[1]);
+	for (size_t i = 0; i < peft_n_tensors(s->peft, s->job.g); i++) {
+		struct peft_tensor t;
+		peft_tensor(s->peft, s->job.g, i, &t);
+		if (strcmp(t.name, key) == 0) {
+			*ret_n = 1;
+			for (int d = 0; d < t.n_dims; d++) {
+				*ret_n *= (size_t)t.dims[d];
+			}
 			float *out = malloc(*ret_n * sizeof(*out));
 			assert_non_null(out);
 			backend_download(s->job.g->backend, out,
-				s->arena + s->job.layout.grads + offset * sizeof(float), *ret_n * sizeof(*out));
+				s->arena + s->job.layout.grads + t.offset * sizeof(float), *ret_n * sizeof(*out));
 			return out;
 		}
 	}

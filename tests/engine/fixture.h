@@ -1,6 +1,7 @@
 #pragma once
-/* A golden case (tests/golden/make_llama.py) opened: model, adapter, rows, and what torch made of
- * them. Anything missing ends the test. */
+/* A golden case opened: model, adapter, rows, and what torch made of them. Cases of
+ * tests/golden/make_llama.py go by their name ("mha"), those of make_methods.py by their folder
+ * ("methods/ia3-default"). Anything missing ends the test. */
 
 #include <jansson.h>
 
@@ -12,21 +13,25 @@ struct fixture {
 	struct model_files *files;
 	struct backend *backend;
 	struct base_model *base; /* loaded by fixture_base() */
-	struct adapter adapter;
-	char *adapter_weights; /* what it is parsed from */
+	struct adapter adapter; /* the run's start; zero where no library has the method */
+	char *adapter_weights;  /* what it is parsed from */
+	bool has_adapter;
+	bool starts; /* it can be started from: it holds all that is trained */
 	json_t *golden;
 	struct samples samples;
 	struct train_config config; /* f32, the golden run's */
 	struct method_config method;
 };
 
-extern const char *const golden_cases[]; /* NULL-terminated */
+extern const char *const golden_cases[];   /* NULL-terminated */
+extern const char *const golden_methods[]; /* too */
 
 void fixture_open(struct fixture *f, const char *name);
 void fixture_base(struct fixture *f, enum dtype dtype, bool train);
 void fixture_close(struct fixture *f);
 
-/* A session on all rows, planned without limit; the fixture's adapter where `init`. */
+/* A session on all rows, planned without limit; from the fixture's adapter where `init` and where it
+ * can be started from. */
 struct train_session *fixture_session(struct fixture *f, bool init);
 /* The same at a given budget of a microbatch. */
 struct train_session *fixture_session_at(struct fixture *f, bool init, int64_t microbatch_tokens);

@@ -1,6 +1,8 @@
 #pragma once
 /* A second forward pass, in double precision and as plain as can be, to hold the engine's gradients
- * against: Llama with LoRA, one sequence at a time. Shares no code with the engine. */
+ * against: Llama with LoRA or with any method that trains parameters of the base, norms, biases, factors,
+ * soft prompts, prefixes or bottleneck adapters, one sequence at a time. Shares no code with the
+ * engine. */
 
 #include "tests/engine/fixture.h"
 
@@ -8,6 +10,9 @@ struct ref_model;
 
 /* Reads weights from the fixture's files and the adapter. */
 struct ref_model *ref_model_new(const struct fixture *f);
+/* With the parameters that a session trains, by their names there; its method's settings are the
+ * fixture's. */
+struct ref_model *ref_model_of(const struct fixture *f, struct train_session *s);
 void ref_model_free(struct ref_model *m);
 
 /* The values of an adapter tensor by its key, to be changed at will; NULL where there is none. */

@@ -82,7 +82,7 @@ static void check_grads(struct fixture *f, struct train_session *s, bool bf16)
 		}
 		checked++;
 	}
-	assert_int_equal(checked, s->peft->method->n_tensors(s->peft));
+	assert_int_equal(checked, peft_n_tensors(s->peft, s->job.g));
 	golden_tensors_close(&g);
 }
 

@@ -91,6 +91,11 @@ static void test_order(void **state)
 	assert_int_equal(train_steps(10, 4, 0, 2.5), 8);
 	assert_int_equal(train_steps(10, 4, 0, 1), 3);
 	assert_int_equal(train_steps(10, 4, 7, 1), 7);
+	assert_int_equal(train_steps(10, 4, 0, 1e30), 0);
+	assert_int_equal(train_steps(10, 4, 0, INFINITY), 0);
+	assert_int_equal(train_steps(10, 4, 0, NAN), 0);
+	assert_int_equal(train_steps(10, 4, 0, 1e-30), 1);
+	assert_int_equal(train_steps(10, 4, 0, -1), 0);
 }
 
 /* ---- schedules ----------------------------------------------------------------------------- */
@@ -125,8 +130,7 @@ static struct job job_for(struct fixture *f, char **targets, size_t n, enum reco
 	struct errmsg err = {0};
 	struct job j;
 	struct method_config m = {.method = "lora"};
-	m.lora = (struct lora_config){.r = 4, .lora_alpha = 4, .target_modules = targets,
-		.n_target_modules = n};
+	m.lora = (struct lora_config){.r = 4, .lora_alpha = 4, .target_modules = {targets, n, false}};
 	const struct graph_request q = {
 		.config = model_files_config(f->files),
 		.purpose = GRAPH_TRAIN,
@@ -311,31 +315,27 @@ static void test_targets(void **state)
 	fixture_open(&f, "mha");
 	struct method_config m = f.method;
 	char *names[2];
-	m.lora.target_modules = names;
-	m.lora.n_target_modules = 2;
+	m.lora.target_modules = (struct modules){names, 2, false};
 	names[0] = strdup("q_proj");
 	names[1] = strdup("v_prok");
 	refuse(&f, &f.config, &m, "\"v_prok\"", "did you mean \"v_proj\"");
 	refuse(&f, &f.config, &m, "\"v_prok\"", "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj");
 	free(names[1]);
-	names[1] = strdup("lm_head");
-	refuse(&f, &f.config, &m, "lm_head", "head");
-	free(names[1]);
-	names[1] = strdup("embed_tokens");
-	refuse(&f, &f.config, &m, "embed_tokens", "cannot");
+	names[1] = strdup("input_layernorm");
+	refuse(&f, &f.config, &m, "input_layernorm", "no linear layer");
 	free(names[1]);
 	names[1] = strdup("all-linear");
 	refuse(&f, &f.config, &m, "all-linear", "alone");
 	free(names[1]);
 	names[1] = strdup("");
 	refuse(&f, &f.config, &m, "target_modules", "empty");
-	m.lora.n_target_modules = 0;
+	m.lora.target_modules.n = 0;
 	refuse(&f, &f.config, &m, "target_modules", "empty");
 	free(names[0]);
 
 	/* A full name is one module; a rank above the layer's own is PEFT's business, not an error. */
 	names[0] = strdup("model.layers.1.self_attn.k_proj");
-	m.lora.n_target_modules = 1;
+	m.lora.target_modules.n = 1;
 	m.lora.r = 64;
 	OK(train_plan(&plan, f.files, f.backend, &f.config, &m, 16, 0, &err));
 	assert_int_equal(plan.trainable_parameters, 64 * (40 + 40));
@@ -376,8 +376,8 @@ static void test_config(void **state)
 #undef REFUSE
 	c = f.config;
 	m = f.method;
-	m.method = "ia3";
-	refuse(&f, &c, &m, "\"ia3\"", "lora");
+	m.method = "lorax";
+	refuse(&f, &c, &m, "\"lorax\"", "lora");
 	m = f.method;
 	c.microbatch_tokens = 8;
 	refuse(&f, &c, &m, "microbatch_tokens", "longest");

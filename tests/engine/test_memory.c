@@ -140,29 +140,102 @@ static void assert_nothing_since(struct counts before)
 	assert_true(now.live <= before.live);
 }
 
-static void test_plan_is_what_is_taken(void **state)
+static void plan_is_what_is_taken(const char *name, enum dtype dtype)
 {
-	for (int k = 0; golden_cases[k]; k++) {
-		for (int bf16 = 0; bf16 < 2; bf16++) {
-			struct errmsg err = {0};
-			struct fixture f;
-			struct memory_plan plan;
-			struct train_session *s = NULL;
-			fixture_open(&f, golden_cases[k]);
-			fixture_base(&f, bf16 ? DTYPE_BF16 : DTYPE_F32, true);
-			OK(train_plan(&plan, f.files, f.backend, &f.config, &f.method, f.samples.longest_kept,
-				0, &err));
-			device_bytes = 0;
-			device_calls = 0;
-			OK(train_session_new(&s, f.base, &f.config, &f.method, &plan, &f.samples, &f.samples,
-				NULL, &err));
-			assert_int_equal(device_bytes, plan.arena);
-			assert_int_equal(device_calls, 1);
-			assert_int_equal(train_session_arena(s), plan.arena);
-			train_session_free(s);
-			fixture_close(&f);
+	struct errmsg err = {0};
+	struct fixture f;
+	struct memory_plan plan;
+	struct train_session *s = NULL;
+	fixture_open(&f, name);
+	fixture_base(&f, dtype, true);
+	OK(train_plan(&plan, f.files, f.backend, &f.config, &f.method, f.samples.longest_kept, 0,
+		&err));
+	device_bytes = 0;
+	device_calls = 0;
+	OK(train_session_new(&s, f.base, &f.config, &f.method, &plan, &f.samples, &f.samples, NULL,
+		&err));
+	assert_int_equal(device_bytes, plan.arena);
+	assert_int_equal(device_calls, 1);
+	assert_int_equal(train_session_arena(s), plan.arena);
+	assert_int_equal(plan.arena, plan.trainable_weights + plan.optimizer_states + plan.gradients +
+		plan.activations + plan.temporary);
+	train_session_free(s);
+	fixture_close(&f);
+}
+
+/* Every method, by the cases of test_methods.c, and LoRA's own cases; of them those whose name holds
+ * `only` (NULL: all). */
+static void for_all_cases(const char *only, void (*fn)(const char *name, enum dtype dtype))
+{
+	const char *const *const lists[] = {golden_cases, golden_methods};
+	for (size_t i = 0; i < ARRAY_LEN(lists); i++) {
+		for (int k = 0; lists[i][k]; k++) {
+			if (!only || strstr(lists[i][k], only)) {
+				fn(lists[i][k], DTYPE_F32);
+				fn(lists[i][k], DTYPE_BF16);
+			}
 		}
 	}
+}
+
+static void test_plan_is_what_is_taken(void **state)
+{
+	for_all_cases(*state, plan_is_what_is_taken);
+}
+
+/* What a library saved for the case, or, where there is none, what the session exports. */
+static void adapter_of(struct adapter *ret, struct train_session *s)
+{
+	struct errmsg err = {0};
+	struct buf config = {0}, weights = {0};
+	OK(train_session_export(s, &config, &weights, &err));
+	OK(adapter_parse(ret, config.data, config.len, weights.data, weights.len, &err));
+	buf_deinit(&config);
+	buf_deinit(&weights);
+}
+
+static void steps_allocate_nothing(const char *name, enum dtype dtype)
+{
+	struct errmsg err = {0};
+	struct fixture f;
+	struct adapter adapter;
+	fixture_open(&f, name);
+	fixture_base(&f, dtype, true);
+	if (!strchr(name, '/')) { /* plain LoRA */
+		f.method.lora.lora_dropout = dtype == DTYPE_BF16 ? 0.1 : 0;
+	}
+	if (f.method.p_tuning.encoder_num_layers > 1 &&
+		f.method.p_tuning.encoder_reparameterization_type == P_TUNING_LSTM) {
+		f.method.p_tuning.encoder_dropout = 0.1;
+	}
+	f.config.sequential = false;
+	struct train_session *s = fixture_session(&f, false);
+	struct counts before = counts_now();
+	device_calls = 0;
+	for (int i = 0; i < 4; i++) { /* into the second epoch */
+		struct step_metrics m;
+		struct eval_metrics e;
+		OK(train_session_run_step(s, &m, &err));
+		OK(train_session_eval(s, &e, &err));
+		assert_nothing_since(before);
+	}
+	assert_int_equal(device_calls, 0);
+	adapter_of(&adapter, s);
+	train_session_free(s);
+
+	struct generate_options o = {.max_new_tokens = 6, .temperature = 1};
+	struct generator *g = NULL;
+	OK(generator_new(&g, f.base, &adapter, f.samples.ids, 9, &o, &err));
+	before = counts_now();
+	for (int i = 0; i < 6; i++) {
+		int32_t id;
+		bool stopped;
+		assert_int_equal(generator_next(g, &id, &stopped, &err), 1);
+	}
+	assert_nothing_since(before);
+	generator_free(g);
+	adapter_deinit(&adapter);
+	fixture_close(&f);
 }
 
 static void test_steps_allocate_nothing(void **state)
@@ -177,48 +250,15 @@ static void test_steps_allocate_nothing(void **state)
 	assert_int_equal(live, start.live + 1);
 #endif
 	free(p);
-	for (int k = 0; golden_cases[k]; k++) {
-		for (int bf16 = 0; bf16 < 2; bf16++) {
-			struct errmsg err = {0};
-			struct fixture f;
-			fixture_open(&f, golden_cases[k]);
-			fixture_base(&f, bf16 ? DTYPE_BF16 : DTYPE_F32, true);
-			f.method.lora.lora_dropout = bf16 ? 0.1 : 0;
-			f.config.sequential = false;
-			struct train_session *s = fixture_session(&f, false);
-			struct counts before = counts_now();
-			device_calls = 0;
-			for (int i = 0; i < 7; i++) {
-				struct step_metrics m;
-				struct eval_metrics e;
-				OK(train_session_run_step(s, &m, &err));
-				OK(train_session_eval(s, &e, &err));
-				assert_nothing_since(before);
-			}
-			assert_int_equal(device_calls, 0);
-			train_session_free(s);
-
-			struct generate_options o = {.max_new_tokens = 20, .temperature = 1};
-			struct generator *g = NULL;
-			OK(generator_new(&g, f.base, &f.adapter, f.samples.ids, 9, &o, &err));
-			before = counts_now();
-			for (int i = 0; i < 20; i++) {
-				int32_t id;
-				bool stopped;
-				assert_int_equal(generator_next(g, &id, &stopped, &err), 1);
-			}
-			assert_nothing_since(before);
-			generator_free(g);
-			fixture_close(&f);
-		}
-	}
+	for_all_cases(*state, steps_allocate_nothing);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+	void *only = argc > 1 ? argv[1] : NULL;
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_plan_is_what_is_taken),
-		cmocka_unit_test(test_steps_allocate_nothing),
+		cmocka_unit_test_prestate(test_plan_is_what_is_taken, only),
+		cmocka_unit_test_prestate(test_steps_allocate_nothing, only),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -75,15 +75,13 @@ static float *all_grads(struct train_session *s, int64_t step, size_t *ret_n, do
 	struct step_sums sums;
 	OK(session_accumulate(s, step, &sums, &err));
 	*ret_loss = sums.loss_sum / (double)sums.targets;
-	const struct peft_method *m = s->peft->method;
 	float *out = NULL;
 	*ret_n = 0;
-	for (size_t i = 0; i < m->n_tensors(s->peft); i++) {
-		char name[256];
-		size_t offset, n;
-		int64_t dims[2];
-		m->tensor(s->peft, s->job.g, i, name, sizeof(name), &offset, dims);
-		_cleanup_(freep) float *g = session_grad(s, name, &n);
+	for (size_t i = 0; i < peft_n_tensors(s->peft, s->job.g); i++) {
+		struct peft_tensor t;
+		size_t n;
+		peft_tensor(s->peft, s->job.g, i, &t);
+		_cleanup_(freep) float *g = session_grad(s, t.name, &n);
 		out = realloc(out, (*ret_n + n) * sizeof(float));
 		assert_non_null(out);
 		memcpy(out + *ret_n, g, n * sizeof(float));
@@ -200,8 +198,7 @@ static void test_dropout_gradient(void **state)
 		for (size_t i = 0; i < n; i++) {
 			moved[i] = start[i] + (float)((side ? -h : h) * grads[i]);
 		}
-		backend_upload(f.backend, s->arena + s->job.layout.masters, moved, n * sizeof(*moved));
-		job_refresh_copies(&s->job, s->arena);
+		job_upload_params(&s->job, s->arena, moved);
 		OK(session_accumulate(s, 0, &sums, &err));
 		losses[side] = sums.loss_sum / (double)sums.targets;
 	}

@@ -7,6 +7,7 @@
 
 #include "client/jobfile.h"
 #include "client/spec.h"
+#include "proto/jobspec.h"
 #include "proto/proto.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -32,7 +33,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	int r = jobfile_parse("f", data, size, spec, &err);
 	if (r == 0) {
 		check_copy(spec);
-		if (spec_fill_defaults(spec) == 0) {
+		if (jobspec_complete(&spec->base, &err) == 0) {
 			check_copy(spec);
 		}
 	} else if (r != STATUS_INVALID || strncmp(err.text, "f:", 2) != 0) {

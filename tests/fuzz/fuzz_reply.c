@@ -45,7 +45,7 @@ static void check_events(const Peftd__V1__WatchReply *w)
 	for (size_t i = 0; i < w->n_events; i++) {
 		struct jsonw j = {0};
 		struct buf words = {0};
-		if (watch_event_json(&j, w->events[i]) == 0) {
+		if (watch_event_json(&j, 0, w->events[i]) == 0) {
 			check_json(&j);
 		}
 		if (watch_event_words(&words, w->events[i], 100) == 0) {

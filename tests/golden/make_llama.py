@@ -17,7 +17,8 @@ import os
 import shutil
 import sys
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+import reference  # before torch: it sets the number of threads
+from reference import BATCH, greedy_of, logits_of, loss_of, make_rows
 
 import peft
 import safetensors.torch
@@ -59,7 +60,6 @@ CASES = {
         store=torch.bfloat16, r=12, alpha=16, targets=["k_proj", "o_proj", "up_proj", "down_proj"],
         schedule="cosine", warmup=0, decay=0.0, clip=0.0, lr=1e-3),
 }
-BETAS, EPS, BATCH, ROWS = (0.9, 0.99), 1e-8, 4, 10
 
 
 def make_model(case, generator):
@@ -80,80 +80,14 @@ def make_model(case, generator):
     return model.to(case["store"])
 
 
-def make_rows(case, generator):
-    rows = []
-    for i in range(ROWS):
-        n = int(torch.randint(3, 40, (1,), generator=generator))
-        ids = torch.randint(0, case["config"]["vocab_size"], (n,), generator=generator).tolist()
-        prompt = int(torch.randint(0, n - 1, (1,), generator=generator)) if i % 4 else 0
-        labels = [-100] * prompt + ids[prompt:]
-        rows.append(dict(ids=ids, labels=labels))
-    return rows
-
-
 def load(folder, dtype):
     base = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     return peft.PeftModel.from_pretrained(base, os.path.join(folder, "adapter"), is_trainable=True)
 
 
-def loss_of(model, batch):
-    """Sum over the step's target tokens over their number; each row by itself, nothing padded."""
-    count = sum(sum(label != -100 for label in row["labels"][1:]) for row in batch)
-    total = 0
-    for row in batch:
-        logits = model(input_ids=torch.tensor([row["ids"]])).logits[0, :-1].float()
-        labels = torch.tensor(row["labels"][1:])
-        total = total + torch.nn.functional.cross_entropy(
-            logits, labels, ignore_index=-100, reduction="sum")
-    return total / count, count
-
-
-def batches(rows):
-    while True:
-        for i in range(0, len(rows), BATCH):
-            yield rows[i:i + BATCH]
-
-
 def adapter_tensors(model, get):
     return {name.replace(".default.", "."): get(p).detach().float().clone().contiguous()
             for name, p in model.named_parameters() if p.requires_grad}
-
-
-def train(model, case, rows, steps):
-    params = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(params, lr=case["lr"], betas=BETAS, eps=EPS,
-                                  weight_decay=case["decay"])
-    scheduler = transformers.get_scheduler(
-        "constant_with_warmup" if case["schedule"] == "constant" else case["schedule"], optimizer,
-        num_warmup_steps=case["warmup"], num_training_steps=STEPS)
-    out = dict(loss=[], lr=[], grad_norm=[], targets=[])
-    grads = final = None
-    for step, batch in zip(range(steps), batches(rows)):
-        optimizer.zero_grad()
-        loss, count = loss_of(model, batch)
-        loss.backward()
-        if step == 0:
-            grads = adapter_tensors(model, lambda p: p.grad)
-        clip = case["clip"] if case["clip"] > 0 else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(params, clip)
-        out["loss"].append(loss.item())
-        out["lr"].append(optimizer.param_groups[0]["lr"])
-        out["grad_norm"].append(norm.item())
-        out["targets"].append(count)
-        optimizer.step()
-        scheduler.step()
-        if step + 1 == FINAL:
-            final = adapter_tensors(model, lambda p: p.data)
-    return out, grads, final
-
-
-def clean_adapter_config(path):
-    with open(path) as f:
-        config = json.load(f)
-    config["base_model_name_or_path"] = None
-    config["target_modules"] = sorted(config["target_modules"])
-    with open(path, "w") as f:
-        json.dump(config, f, indent=2, sort_keys=True)
 
 
 def make_case(out, name, case, seed):
@@ -188,22 +122,19 @@ def make_case(out, name, case, seed):
             if "lora_B" in pname:
                 p.copy_(0.1 * torch.randn(p.shape, generator=generator))
     model.save_pretrained(os.path.join(folder, "adapter"))
-    os.remove(os.path.join(folder, "adapter", "README.md"))
-    clean_adapter_config(os.path.join(folder, "adapter", "adapter_config.json"))
+    reference.tidy_folder(os.path.join(folder, "adapter"))
 
-    rows = make_rows(case, generator)
+    rows = make_rows(case["config"]["vocab_size"], generator)
     model = load(folder, torch.float32)
     base_loss = None
     with torch.no_grad(), model.disable_adapter():
         base_loss = loss_of(model, rows)[0].item()
     with torch.no_grad():
         eval_loss = loss_of(model, rows)[0].item()
-        logits = model(input_ids=torch.tensor([rows[0]["ids"]])).logits[0, -1].tolist()
+        logits = logits_of(model, rows[0]["ids"])[-1].tolist()
         prompt = rows[1]["ids"]
-        text = list(prompt)
-        for _ in range(12):
-            text.append(int(model(input_ids=torch.tensor([text])).logits[0, -1].argmax()))
-    values, grads, final = train(model, case, rows, STEPS)
+        greedy = greedy_of(model, prompt, 12)
+    values, grads, final = reference.train(model, case, rows, STEPS, STEPS, FINAL, adapter_tensors)
 
     half = load(folder, torch.bfloat16)
     half_loss, _ = loss_of(half, rows[:BATCH])
@@ -214,16 +145,12 @@ def make_case(out, name, case, seed):
     tensors = {"grad." + k: v for k, v in grads.items()}
     tensors |= {"final." + k: v for k, v in final.items()}
     safetensors.torch.save_file(tensors, os.path.join(folder, "golden.safetensors"))
-    for parent, _, files in os.walk(folder):
-        for file in files:
-            os.chmod(os.path.join(parent, file), 0o644)
+    reference.readable(folder)
     golden = dict(
-        r=case["r"], lora_alpha=case["alpha"], target_modules=case["targets"],
-        schedule=case["schedule"], warmup=case["warmup"], weight_decay=case["decay"],
-        clip=case["clip"], learning_rate=case["lr"], adam_beta1=BETAS[0], adam_beta2=BETAS[1],
-        adam_epsilon=EPS, batch_size=BATCH, max_steps=STEPS, final_step=FINAL, rows=rows,
-        base_loss=base_loss, eval_loss=eval_loss, logits=logits, prompt=prompt,
-        greedy=text[len(prompt):], bf16_loss=half_loss.item(), bf16_grad_error=error, **values)
+        r=case["r"], lora_alpha=case["alpha"], target_modules=case["targets"], rows=rows,
+        base_loss=base_loss, eval_loss=eval_loss, logits=logits, prompt=prompt, greedy=greedy,
+        bf16_loss=half_loss.item(), bf16_grad_error=error,
+        **reference.settings(case, STEPS, FINAL), **values)
     with open(os.path.join(folder, "golden.json"), "w") as f:
         json.dump(golden, f)
         f.write("\n")

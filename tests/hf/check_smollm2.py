@@ -21,28 +21,27 @@ Prints a table, writes the rows as JSON, and ends with status 1 when a bound is 
 
 import argparse
 import json
-import logging
 import math
 import os
 import pathlib
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
-import warnings
+
+from common import MAX_GRAD_NORM, WARMUP, Daemon, Table, pair, relative
+from training import Warnings, encode, mean_loss, reference_run, step_gradient  # before transformers
 
 import torch
 import transformers
 import peft
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 R, ALPHA = 16, 32
-LEARNING_RATE, WARMUP, MAX_GRAD_NORM = 2e-4, 3, 1.0
+LEARNING_RATE = 2e-4
 
 # With an epsilon far above any gradient, AdamW's first update is lr / epsilon times the gradient: so
 # one step with both at this value leaves the adapter changed by the gradient itself.
@@ -50,68 +49,6 @@ HUGE = 1e4
 
 
 # ---- the reference ---------------------------------------------------------------------------
-
-
-def read_rows(path, n):
-    with open(path, encoding="utf-8") as f:
-        return [json.loads(line) for line, _ in zip(f, range(n))]
-
-
-def encode(tokenizer, row):
-    """Ids and labels as TRL's supervised fine-tuning makes them of prompt and completion."""
-    prompt, completion = row["question"], row["answer"]
-    if not completion.endswith(tokenizer.eos_token):
-        completion += tokenizer.eos_token
-    ids = tokenizer(prompt + completion).input_ids
-    n = len(tokenizer(prompt).input_ids)
-    return ids, [-100] * n + ids[n:]
-
-
-def row_loss(model, ids, labels):
-    """Sum of -log p over the targets of one row, in float32, and their number."""
-    logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
-    targets = torch.tensor(labels[1:])
-    return torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
-
-
-def n_targets(rows):
-    return sum(sum(label >= 0 for label in labels[1:]) for _, labels in rows)
-
-
-def step_gradient(model, rows):
-    """Gradients of the mean loss over all targets of a step into .grad; returns the loss."""
-    n, total = n_targets(rows), 0.0
-    for ids, labels in rows:
-        loss = row_loss(model, ids, labels)
-        (loss / n).backward()
-        total += loss.item()
-    return total / n
-
-
-def reference_run(model, rows, steps, batch_size):
-    """[(loss, grad_norm, lr)] of each step."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
-    scheduler = get_scheduler("cosine", optimizer, WARMUP, steps)
-    out = []
-    for step in range(steps):
-        start = time.time()
-        optimizer.zero_grad(set_to_none=True)
-        batch = [rows[i % len(rows)] for i in range(step * batch_size, (step + 1) * batch_size)]
-        loss = step_gradient(model, batch)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM).item()
-        lr = scheduler.get_last_lr()[0]
-        optimizer.step()
-        scheduler.step()
-        out.append({"loss": loss, "grad_norm": norm, "lr": lr})
-        print(f"  reference step {step + 1}/{steps}: loss {loss:.6f} ({time.time() - start:.1f} s)",
-              file=sys.stderr)
-    return out
-
-
-def mean_loss(model, rows):
-    with torch.no_grad():
-        return sum(row_loss(model, *row).item() for row in rows) / n_targets(rows)
 
 
 def load_base(folder, dtype):
@@ -142,87 +79,7 @@ def gradients(model):
             for name, p in model.named_parameters() if p.requires_grad}
 
 
-# ---- peftd -----------------------------------------------------------------------------------
-
-
-class Daemon:
-    def __init__(self, build):
-        self.bin = {}
-        for name in ("peftd", "peftctl"):
-            found = [p for p in pathlib.Path(build).rglob(name) if p.is_file()]
-            if not found:
-                sys.exit(f"{build}: there is no {name} in it; give the folder of a complete build")
-            self.bin[name] = str(found[0])
-        self.dir = tempfile.mkdtemp(prefix="peftd-hf-")
-        self.endpoint = f"ipc://{self.dir}/s"
-        self.log = open(os.path.join(self.dir, "log"), "w", encoding="utf-8")
-        self.process = subprocess.Popen(
-            [self.bin["peftd"], "--state-dir", self.dir + "/state", "--endpoint", self.endpoint,
-             "--device", "cpu"], stderr=subprocess.PIPE, text=True)
-        for line in self.process.stderr:
-            self.log.write(line)
-            if line.rstrip().endswith("ready"):
-                break
-        else:
-            sys.exit("peftd ended before it was ready; see " + self.log.name)
-        # What it says from now on must not fill the pipe.
-        subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=self.log)
-
-    def ctl(self, *args):
-        r = subprocess.run([self.bin["peftctl"], "--endpoint", self.endpoint, *args],
-                           capture_output=True, text=True)
-        if r.returncode != 0:
-            sys.exit(f"peftctl {' '.join(args)}: status {r.returncode}\n{r.stderr}")
-        return r.stdout
-
-    def train(self, **settings):
-        """Trains to the end; (job, metrics of its steps)."""
-        args = []
-        for key, value in settings.items():
-            args += ["--set", f"{key.replace('__', '.')}={value}"]
-        job = self.ctl("submit", "--model", "m", "--dataset", "train", *args).strip()
-        start = time.time()
-        self.ctl("watch", job)
-        rows = [json.loads(line) for line in self.ctl("--json", "metrics", job).splitlines()]
-        steps = [row for row in rows if "loss" in row]
-        tokens = sum(row["tokens"] for row in steps)
-        print(f"  peftd job {job}: {len(steps)} steps, {time.time() - start:.1f} s, "
-              f"{tokens / sum(row['seconds'] for row in steps):.0f} tokens/s", file=sys.stderr)
-        return job, steps
-
-    def fetch(self, job, name):
-        out = os.path.join(self.dir, name)
-        self.ctl("fetch", job, "-o", out)
-        return out
-
-    def close(self):
-        self.process.terminate()
-        status = self.process.wait(60)
-        shutil.rmtree(self.dir)
-        return status
-
-
 # ---- comparisons -----------------------------------------------------------------------------
-
-
-class Table:
-    def __init__(self):
-        self.rows = []
-
-    def add(self, what, got, bound, detail=""):
-        ok = bound is None or (math.isfinite(got) and got <= bound)
-        self.rows.append({"what": what, "value": got, "bound": bound, "ok": ok, "detail": detail})
-
-    def show(self):
-        for row in self.rows:
-            bound = "" if row["bound"] is None else f"<= {row['bound']:.1e}"
-            mark = "ok  " if row["ok"] else "FAIL"
-            print(f"{mark} {row['what']:<52} {row['value']:.3e} {bound:<11} {row['detail']}")
-        return all(row["ok"] for row in self.rows)
-
-
-def relative(got, want):
-    return abs(got - want) / abs(want)
 
 
 def relative_error(got, want):
@@ -230,34 +87,6 @@ def relative_error(got, want):
     diff = sum((got[k].double() - want[k].double()).square().sum().item() for k in want)
     norm = sum(want[k].double().square().sum().item() for k in want)
     return math.sqrt(diff / norm)
-
-
-def pair(got, want, i):
-    return f"{got[i]['loss']:.6f} against {want[i]['loss']:.6f}"
-
-
-class Warnings(logging.Handler):
-    """Everything that transformers, PEFT or Python itself warns of."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.seen = []
-
-    def emit(self, record):
-        self.seen.append(record.getMessage())
-
-    def __enter__(self):
-        transformers.utils.logging.enable_propagation()
-        logging.getLogger().addHandler(self)
-        self.catch = warnings.catch_warnings(record=True)
-        self.python = self.catch.__enter__()
-        warnings.simplefilter("always")
-        return self
-
-    def __exit__(self, *args):
-        self.seen += [str(w.message) for w in self.python]
-        self.catch.__exit__(*args)
-        logging.getLogger().removeHandler(self)
 
 
 def load_listening(hf, folder):
@@ -286,22 +115,23 @@ def check_fetched(args, table, label, folder):
 
 def job_settings(args, dtype, steps):
     return {
-        "init_adapter": args.adapter, "lora__r": R, "lora__lora_alpha": ALPHA,
-        "train__max_steps": steps, "train__batch_size": args.batch_size,
-        "train__max_length": 2048, "train__learning_rate": LEARNING_RATE,
-        "train__lr_scheduler_type": "cosine", "train__warmup_steps": WARMUP,
-        "train__max_grad_norm": MAX_GRAD_NORM, "train__dtype": dtype,
-        "train__data_order": "sequential", "train__save_steps": 0,
+        "method": "lora", "init_adapter": args.adapter,
+        "lora": {"r": R, "lora_alpha": ALPHA, "target_modules": TARGETS},
+        "train": {
+            "max_steps": steps, "batch_size": args.batch_size, "max_length": 2048,
+            "learning_rate": LEARNING_RATE, "lr_scheduler_type": "cosine", "warmup_steps": WARMUP,
+            "max_grad_norm": MAX_GRAD_NORM, "dtype": dtype, "data_order": "sequential",
+            "save_steps": 0,
+        },
     }
 
 
 def peftd_gradient(args, daemon, dtype):
     """The gradient of the first step, as the change that a step with a huge epsilon makes."""
-    settings = job_settings(args, dtype, 1) | {
-        "train__learning_rate": HUGE, "train__adam_epsilon": HUGE, "train__warmup_steps": 0,
-        "train__lr_scheduler_type": "constant", "train__max_grad_norm": 0,
-    }
-    job, _ = daemon.train(**settings)
+    settings = job_settings(args, dtype, 1)
+    settings["train"] |= {"learning_rate": HUGE, "adam_epsilon": HUGE, "warmup_steps": 0,
+                          "lr_scheduler_type": "constant", "max_grad_norm": 0}
+    job, _ = daemon.train(settings)
     after = load_file(os.path.join(daemon.fetch(job, f"grad-{dtype}"), "adapter_model.safetensors"))
     before = load_file(os.path.join(args.adapter, "adapter_model.safetensors"))
     return {k: before[k].double() - after[k].double() for k in before}
@@ -315,14 +145,17 @@ def peft_gradient(args, rows, dtype):
 
 def compare_runs(args, table, daemon, rows):
     most = max(args.steps, args.bf16_steps)
-    reference = reference_run(load_adapter(args.hf, args.adapter), rows, most, args.batch_size)
+    reference = reference_run(load_adapter(args.hf, args.adapter), rows, most, args.batch_size,
+                              LEARNING_RATE)
     # The schedule depends on the number of steps, so each length has a reference of its own.
     ref_f32 = reference if args.steps == most else reference_run(
-        load_adapter(args.hf, args.adapter), rows, args.steps, args.batch_size)
+        load_adapter(args.hf, args.adapter), rows, args.steps, args.batch_size,
+        LEARNING_RATE)
     ref_bf16 = reference if args.bf16_steps == most else reference_run(
-        load_adapter(args.hf, args.adapter), rows, args.bf16_steps, args.batch_size)
+        load_adapter(args.hf, args.adapter), rows, args.bf16_steps, args.batch_size,
+        LEARNING_RATE)
 
-    job, got = daemon.train(**job_settings(args, "f32", args.steps))
+    job, got = daemon.train(job_settings(args, "f32", args.steps))
     last = args.steps - 1
     table.add("f32: loss of step 1", relative(got[0]["loss"], ref_f32[0]["loss"]), 1e-5,
               pair(got, ref_f32, 0))
@@ -333,7 +166,7 @@ def compare_runs(args, table, daemon, rows):
     table.add("f32: learning rate, worst step",
               max(abs(g["lr"] - w["lr"]) for g, w in zip(got, ref_f32)) / LEARNING_RATE, 1e-6)
 
-    bf16_job, bf16 = daemon.train(**job_settings(args, "bf16", args.bf16_steps))
+    bf16_job, bf16 = daemon.train(job_settings(args, "bf16", args.bf16_steps))
     table.add("bf16: loss of step 1", relative(bf16[0]["loss"], ref_bf16[0]["loss"]), 2e-3,
               pair(bf16, ref_bf16, 0))
     mean = [sum(row["loss"] for row in run) / len(run) for run in (bf16, ref_bf16)]
@@ -372,17 +205,9 @@ def main():
         args.adapter = os.path.join(daemon.dir, "init")
         make_adapter(args.hf, args.adapter)
         n_rows = max(args.steps, args.bf16_steps) * args.batch_size
-        sets = {"train": n_rows, "test": args.eval_rows}
-        daemon.ctl("model", "add", "m", os.path.abspath(args.model or args.hf))
-        encoded = {}
-        for name, n in sets.items():
-            rows = read_rows(os.path.join(args.data, name + ".jsonl"), n)
-            encoded[name] = [encode(tokenizer, row) for row in rows]
-            path = os.path.join(daemon.dir, name + ".jsonl")
-            with open(path, "w", encoding="utf-8") as f:
-                f.writelines(json.dumps(row) + "\n" for row in rows)
-            daemon.ctl("dataset", "put", name, path, "--prompt-field", "question",
-                       "--completion-field", "answer")
+        sets = daemon.add_data(args.model or args.hf, args.data,
+                               {"train": n_rows, "test": args.eval_rows})
+        encoded = {name: [encode(tokenizer, row) for row in rows] for name, rows in sets.items()}
 
         compare_gradients(args, table, daemon, encoded["train"])
         jobs, runs = compare_runs(args, table, daemon, encoded["train"])
@@ -390,8 +215,7 @@ def main():
             folder = daemon.fetch(job, f"adapter-{dtype}")
             model = check_fetched(args, table, dtype, folder)
             want = mean_loss(model, encoded["test"])
-            got = json.loads(daemon.ctl("--json", "eval", "--model", "m", "--adapter", job,
-                                        "--dataset", "test"))["loss"]
+            got = daemon.eval(job, "test")
             table.add(f"{dtype}: peftctl eval of the adapter", relative(got, want), 1e-5,
                       f"{got:.7f} against {want:.7f}")
     finally:

@@ -262,7 +262,7 @@ static void test_on_target(void **state)
 int parity_main(const struct parity_target *targets, size_t n_targets)
 {
 	const struct parity_test *const tables[] = {parity_tests_products, parity_tests_rows,
-		parity_tests_attention};
+		parity_tests_attention, parity_tests_adapters};
 	size_t n_tests = 0, n = 0;
 	for (size_t i = 0; i < ARRAY_LEN(tables); i++) {
 		for (const struct parity_test *t = tables[i]; t->name; t++) {

@@ -51,7 +51,7 @@ struct parity {
 extern const struct parity_test {
 	const char *name;
 	void (*run)(struct parity *p);
-} parity_tests_products[], parity_tests_rows[], parity_tests_attention[];
+} parity_tests_products[], parity_tests_rows[], parity_tests_attention[], parity_tests_adapters[];
 
 /* Starts a case: frees all tensors and sets what a failure says. */
 void parity_case(struct parity *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

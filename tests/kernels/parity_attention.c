@@ -130,6 +130,115 @@ static void attention_one(struct parity *p, const struct attention_case *c, enum
 	backend_free_memory(p->b, workspace, bytes);
 }
 
+/* ---- a prefix before all sequences --------------------------------------------------------- */
+
+struct prefix_want {
+	double *o, *lse, *dq, *dk, *dv, *dk_prefix, *dv_prefix;
+};
+
+/* The reference knows no prefix: it gets the prefix' rows before those of each sequence. */
+static void prefix_reference(struct parity *p, struct prefix_want *w, const struct setup *s,
+	int64_t n, const double *q, const double *k, const double *v, const double *kp, const double *vp,
+	const double *do_)
+{
+	int64_t cols = s->a.n_kv_heads * s->a.head_dim, rows = 0;
+	struct attention a = s->a;
+	int32_t k_start[MAX_SEQS], k_len[MAX_SEQS];
+	for (int64_t i = 0; i < a.n_seqs; i++) {
+		k_start[i] = (int32_t)rows;
+		k_len[i] = s->k_len[i] + (int32_t)n;
+		rows += k_len[i];
+	}
+	double *ks = parity_doubles(p, rows * cols), *vs = parity_doubles(p, rows * cols);
+	double *dks = parity_doubles(p, rows * cols), *dvs = parity_doubles(p, rows * cols);
+	size_t own = (size_t)cols * sizeof(double), head = (size_t)n * own;
+	for (int64_t i = 0; i < a.n_seqs; i++) {
+		int64_t to = k_start[i] * cols, from = s->k_start[i] * cols;
+		memcpy(ks + to, kp, head);
+		memcpy(vs + to, vp, head);
+		memcpy(ks + to + n * cols, k + from, (size_t)s->k_len[i] * own);
+		memcpy(vs + to + n * cols, v + from, (size_t)s->k_len[i] * own);
+	}
+	a.k_start = k_start;
+	a.k_len = k_len;
+	ref_attention_forward(w->o, w->lse, q, ks, vs, &a);
+	ref_attention_backward(w->dq, dks, dvs, do_, q, ks, vs, &a);
+	for (int64_t i = 0; i < a.n_seqs; i++) {
+		int64_t from = k_start[i] * cols, to = s->k_start[i] * cols;
+		for (int64_t j = 0; j < n * cols; j++) {
+			w->dk_prefix[j] += dks[from + j];
+			w->dv_prefix[j] += dvs[from + j];
+		}
+		memcpy(w->dk + to, dks + from + n * cols, (size_t)s->k_len[i] * own);
+		memcpy(w->dv + to, dvs + from + n * cols, (size_t)s->k_len[i] * own);
+	}
+}
+
+static void prefix_one(struct parity *p, const struct attention_case *c, enum dtype dtype, int64_t n)
+{
+	struct setup s;
+	setup_init(&s, c);
+	parity_case(p, "attention with a prefix of %d, %s: %s", (int)n, dtype_name(dtype), c->name);
+	int64_t q_cols = c->n_heads * c->head_dim, kv_cols = c->n_kv_heads * c->head_dim;
+	struct tensor *q = tensor_random(p, dtype, s.q_rows, q_cols, c->gap, 1.5);
+	struct tensor *k = tensor_random(p, dtype, s.k_rows, kv_cols, c->gap, 1.5);
+	struct tensor *v = tensor_random(p, dtype, s.k_rows, kv_cols, c->gap, 1);
+	/* As prefix tuning has them: a layer's columns of one long row. */
+	struct tensor *kp = tensor_random(p, dtype, n, kv_cols, 3 * kv_cols, 1.5);
+	struct tensor *vp = tensor_random(p, dtype, n, kv_cols, 3 * kv_cols, 1);
+	struct tensor *do_ = tensor_random(p, dtype, s.q_rows, q_cols, c->gap, 1);
+	struct tensor *o = tensor_random(p, dtype, s.q_rows, q_cols, c->gap, 1);
+	struct tensor *lse = tensor_random(p, DTYPE_F32, s.q_rows, c->n_heads, 0, 1);
+	struct tensor *dq = tensor_random(p, dtype, s.q_rows, q_cols, c->gap, 1);
+	struct tensor *dk = tensor_random(p, dtype, s.k_rows, kv_cols, c->gap, 1);
+	struct tensor *dv = tensor_random(p, dtype, s.k_rows, kv_cols, c->gap, 1);
+	struct tensor *dkp = tensor_random(p, DTYPE_F32, n, kv_cols, kv_cols, 1);
+	struct tensor *dvp = tensor_random(p, DTYPE_F32, n, kv_cols, kv_cols, 1);
+	struct prefix_want w = {parity_copy(p, o->v, s.q_rows * q_cols),
+		parity_copy(p, lse->v, s.q_rows * c->n_heads), parity_copy(p, dq->v, s.q_rows * q_cols),
+		parity_copy(p, dk->v, s.k_rows * kv_cols), parity_copy(p, dv->v, s.k_rows * kv_cols),
+		parity_copy(p, dkp->v, n * kv_cols), parity_copy(p, dvp->v, n * kv_cols)};
+	prefix_reference(p, &w, &s, n, q->v, k->v, v->v, kp->v, vp->v, do_->v);
+
+	s.a.prefix_len = n;
+	s.a.k_prefix = kp->m;
+	s.a.v_prefix = vp->m;
+	s.a.dk_prefix = dkp->m;
+	s.a.dv_prefix = dvp->m;
+	size_t bytes = attention_workspace(p->b, &s.a, max_i64(s.q_rows, s.k_rows), s.a.n_seqs);
+	void *workspace = backend_alloc(p->b, bytes);
+	assert_non_null(workspace);
+	struct attention_run r = {.o = o->m, .q = q->m, .k = k->m, .v = v->m, .dq = dq->m, .dk = dk->m,
+		.dv = dv->m, .do_ = do_->m, .lse = lse->m.data, .a = &s.a, .workspace = workspace};
+	bool bf16 = dtype == DTYPE_BF16;
+	parity_run(p, run_forward, &r, o, lse, NULL);
+	parity_check(p, "o", o, w.o, 1e-6, bf16 ? 4e-3 : 6e-6, NULL);
+	parity_check(p, "lse", lse, w.lse, 1e-6, 6e-6, NULL);
+	double error = bf16 ? 0.03 : 2e-5;
+	double many = sqrt((double)s.q_rows + 1); /* queries that a prefix' key sums over */
+	parity_run(p, run_backward, &r, dq, dk, dv, dkp, dvp, NULL);
+	parity_check(p, "dq", dq, w.dq, 1e-5, error, NULL);
+	parity_check(p, "dk", dk, w.dk, 1e-5, error, NULL);
+	parity_check(p, "dv", dv, w.dv, 1e-5, error, NULL);
+	parity_check(p, "dk_prefix", dkp, w.dk_prefix, 1e-5, error * many, NULL);
+	parity_check(p, "dv_prefix", dvp, w.dv_prefix, 1e-5, error * many, NULL);
+
+	/* Frozen: everything but the prefix' gradient. */
+	s.a.dk_prefix = s.a.dv_prefix = (struct mat){0};
+	parity_run(p, run_backward, &r, dq, dk, dv, NULL);
+	parity_check(p, "dq again", dq, w.dq, 1e-5, error, NULL);
+	backend_free_memory(p->b, workspace, bytes);
+}
+
+static void test_prefix(struct parity *p)
+{
+	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+		prefix_one(p, &cases[i], DTYPE_F32, 1);
+		prefix_one(p, &cases[i], DTYPE_F32, 70); /* more than a block */
+		prefix_one(p, &cases[i], DTYPE_BF16, 5);
+	}
+}
+
 static void test_attention_f32(struct parity *p)
 {
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
@@ -149,5 +258,6 @@ static void test_attention_bf16(struct parity *p)
 const struct parity_test parity_tests_attention[] = {
 	{"attention f32", test_attention_f32},
 	{"attention bf16", test_attention_bf16},
+	{"attention with a prefix", test_prefix},
 	{NULL, NULL},
 };

@@ -304,6 +304,146 @@ static void test_lm_head(struct parity *p)
 	}
 }
 
+struct adapted_run {
+	struct mat dx, x;
+	double *loss;
+	const int32_t *targets;
+	struct lm_head h;
+	bool loss_only;
+	void *workspace;
+};
+
+static void run_adapted(struct backend *b, void *ctx)
+{
+	struct adapted_run *r = ctx;
+	lm_head_adapted_loss(b, r->dx, r->loss, r->x, r->targets, &r->h, 0.125f, r->loss_only,
+		r->workspace);
+}
+
+/* Gradients from those of the whole head W + s·B·A: dW = dlogitsᵀ·x, which the reference gives with x
+ * and W in each other's place of one row at a time. */
+static void adapted_reference(struct parity *p, const struct head_case *c, const double *x,
+	const double *w, const int32_t *targets, double *dw)
+{
+	double *logits = parity_doubles(p, c->vocab);
+	for (int64_t i = 0; i < c->rows; i++) {
+		if (targets[i] < 0) {
+			continue;
+		}
+		double max = -INFINITY, sum = 0;
+		for (int64_t t = 0; t < c->vocab; t++) {
+			logits[t] = 0;
+			for (int64_t j = 0; j < c->d; j++) {
+				logits[t] += x[i * c->d + j] * w[t * c->d + j];
+			}
+			max = fmax(max, logits[t]);
+		}
+		for (int64_t t = 0; t < c->vocab; t++) {
+			sum += exp(logits[t] - max);
+		}
+		for (int64_t t = 0; t < c->vocab; t++) {
+			double g = 0.125 * (exp(logits[t] - max) / sum - (t == targets[i]));
+			for (int64_t j = 0; j < c->d; j++) {
+				dw[t * c->d + j] += g * x[i * c->d + j];
+			}
+		}
+	}
+}
+
+enum { HEAD_PLAIN = 1, HEAD_LOW_RANK = 2, HEAD_NO_DX = 4, HEAD_LOSS_ONLY = 8 };
+
+static void adapted_one(struct parity *p, const struct head_case *c, enum dtype dtype, int what)
+{
+	parity_case(p, "lm_head_adapted_loss %s rows %d vocab %d d %d, 1 of %d, form %d",
+		dtype_name(dtype), (int)c->rows, (int)c->vocab, (int)c->d, c->keep, what);
+	const int64_t r = 3;
+	const double scale = 0.5;
+	int32_t targets[700];
+	for (int64_t i = 0; i < c->rows; i++) {
+		bool keep = c->keep > 0 && i % c->keep == 0;
+		targets[i] = keep ? (int32_t)parity_random(p, c->vocab) : -100;
+	}
+	double *w_values;
+	struct packed_weight *packed = weight_random(p, c->vocab, c->d, dtype, c->rows, &w_values);
+	struct tensor *w = tensor_from(p, dtype, c->vocab, c->d, w_values);
+	struct tensor *x = tensor_random(p, dtype, c->rows, c->d, c->gap, 1.5);
+	struct tensor *a = tensor_random(p, dtype, r, c->d, 0, 0.5);
+	struct tensor *b = tensor_random(p, dtype, c->vocab, r, 0, 0.5);
+	struct tensor *dx = tensor_random(p, dtype, c->rows, c->d, c->gap, 1);
+	struct tensor *dw = tensor_random(p, DTYPE_F32, c->vocab, c->d, 0, 1);
+	struct tensor *da = tensor_random(p, DTYPE_F32, r, c->d, 0, 1);
+	struct tensor *db = tensor_random(p, DTYPE_F32, c->vocab, r, 0, 1);
+	struct tensor *t = tensor_i32(p, targets, c->rows);
+	bool low_rank = what & HEAD_LOW_RANK, loss_only = what & HEAD_LOSS_ONLY;
+	bool wants_dx = !(what & HEAD_NO_DX) && !loss_only;
+
+	double *full = parity_copy(p, w->v, c->vocab * c->d), *dfull = parity_doubles(p, c->vocab * c->d);
+	double *want_dx = parity_copy(p, dx->v, c->rows * c->d);
+	double *want_dw = parity_copy(p, dw->v, c->vocab * c->d);
+	double *want_da = parity_copy(p, da->v, r * c->d), *want_db = parity_copy(p, db->v, c->vocab * r);
+	if (low_rank) {
+		ref_matmul(full, NULL, b->v, false, a->v, false, c->vocab, c->d, r, scale, 1);
+	}
+	double want_loss = ref_lm_head(wants_dx ? want_dx : NULL, x->v, targets, full, c->rows, c->vocab,
+		c->d, 0.125);
+	adapted_reference(p, c, x->v, full, targets, dfull);
+	for (int64_t i = 0; i < c->vocab * c->d && (what & HEAD_PLAIN) && !loss_only; i++) {
+		want_dw[i] += dfull[i];
+	}
+	if (low_rank && !loss_only) { /* full = W + s·B·A */
+		ref_matmul(want_da, NULL, b->v, true, dfull, false, r, c->d, c->vocab, scale, 1);
+		ref_matmul(want_db, NULL, dfull, false, a->v, true, c->vocab, r, c->d, scale, 1);
+	}
+
+	struct mat none = {0};
+	struct adapted_run run = {.dx = what & HEAD_NO_DX ? none : dx->m, .x = x->m,
+		.targets = t->m.data, .loss_only = loss_only, .loss = backend_alloc(p->b, sizeof(double)),
+		.h = {.scale = (float)scale}};
+	if (what & HEAD_PLAIN) {
+		run.h.w = w->m;
+		run.h.dw = dw->m;
+	} else {
+		run.h.packed = packed;
+	}
+	if (low_rank) {
+		run.h.a = a->m;
+		run.h.b = b->m;
+		run.h.da = da->m;
+		run.h.db = db->m;
+	}
+	size_t bytes = lm_head_adapted_workspace(p->b, c->vocab, c->d, dtype, c->rows,
+		low_rank ? r : 0);
+	run.workspace = backend_alloc(p->b, bytes);
+	assert_non_null(run.loss);
+	assert_non_null(run.workspace);
+	parity_run(p, run_adapted, &run, dx, dw, da, db, NULL);
+	double got, twice = 2 * want_loss;
+	backend_download(p->b, &got, run.loss, sizeof(got));
+	bool bf16 = dtype == DTYPE_BF16;
+	double error = bf16 ? 0x1p-8 : 1e-5; /* bf16 rounds gradients of logits and x·Aᵀ */
+	assert_allclose(&got, &twice, 1, bf16 ? 2e-3 : 1e-6, 1e-6);
+	double many = sqrt((double)c->rows + 1);
+	parity_check(p, "dx", dx, want_dx, bf16 ? 1e-2 : 1e-5, error * (low_rank ? 0.5 : 0.125), NULL);
+	parity_check(p, "dw", dw, want_dw, bf16 ? 1e-2 : 1e-5, error * 0.25 * many, NULL);
+	parity_check(p, "da", da, want_da, bf16 ? 1e-2 : 1e-5, error * 0.5 * many, NULL);
+	parity_check(p, "db", db, want_db, bf16 ? 1e-2 : 1e-5, error * 0.5 * many, NULL);
+	backend_free_memory(p->b, run.workspace, bytes);
+	backend_free_memory(p->b, run.loss, sizeof(double));
+	packed_weight_free(packed);
+}
+
+static void test_lm_head_adapted(struct parity *p)
+{
+	static const int forms[] = {HEAD_PLAIN, HEAD_PLAIN | HEAD_NO_DX, HEAD_LOW_RANK,
+		HEAD_LOW_RANK | HEAD_NO_DX, HEAD_PLAIN | HEAD_LOW_RANK, HEAD_PLAIN | HEAD_LOSS_ONLY};
+	for (size_t i = 0; i < ARRAY_LEN(head_cases); i++) {
+		for (size_t k = 0; k < ARRAY_LEN(forms); k++) {
+			adapted_one(p, &head_cases[i], DTYPE_F32, forms[k]);
+			adapted_one(p, &head_cases[i], DTYPE_BF16, forms[k]);
+		}
+	}
+}
+
 static void test_measure(struct parity *p)
 {
 	assert_true(backend_measure_gflops(p->b, DTYPE_F32) > 0.1);
@@ -320,6 +460,7 @@ const struct parity_test parity_tests_products[] = {
 	{"linear_prepare again", test_linear_prepare_again},
 	{"matmul", test_matmul},
 	{"lm_head_loss", test_lm_head},
+	{"lm_head_adapted_loss", test_lm_head_adapted},
 	{"measure", test_measure},
 	{NULL, NULL},
 };

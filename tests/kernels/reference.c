@@ -104,6 +104,84 @@ void ref_swiglu_backward(double *dgate, double *dup, const double *dh, const dou
 	}
 }
 
+/* ---- activation functions ------------------------------------------------------------------ */
+
+static double logistic(double x)
+{
+	return 1 / (1 + exp(-x));
+}
+
+double ref_activation(double x, enum activation kind)
+{
+	switch (kind) {
+	case ACTIVATION_RELU:
+		return x > 0 ? x : 0;
+	case ACTIVATION_GELU:
+		return 0.5 * x * erfc(-x * M_SQRT1_2);
+	case ACTIVATION_GELU_NEW:
+		/* 1 + tanh(u), without what 1 loses of it where u is far below 0 */
+		return x * logistic(2 * sqrt(2 / M_PI) * (x + 0.044715 * x * x * x));
+	case ACTIVATION_SILU:
+		return x * logistic(x);
+	case ACTIVATION_TANH:
+		return tanh(x);
+	case ACTIVATION_SIGMOID:
+		return logistic(x);
+	case ACTIVATION_LEAKY_RELU:
+		return x > 0 ? x : 0.01 * x;
+	}
+	return NAN;
+}
+
+double ref_activation_derivative(double x, enum activation kind)
+{
+	double s, u;
+	switch (kind) {
+	case ACTIVATION_RELU:
+		return x > 0;
+	case ACTIVATION_GELU:
+		return 0.5 * erfc(-x * M_SQRT1_2) + x * exp(-x * x / 2) / sqrt(2 * M_PI);
+	case ACTIVATION_GELU_NEW:
+		u = sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
+		return 0.5 * (1 + tanh(u)) + 0.5 * x * (1 - tanh(u) * tanh(u)) * sqrt(2 / M_PI) *
+			(1 + 3 * 0.044715 * x * x);
+	case ACTIVATION_SILU:
+		s = logistic(x);
+		return s + x * s * (1 - s);
+	case ACTIVATION_TANH:
+		return 1 - tanh(x) * tanh(x);
+	case ACTIVATION_SIGMOID:
+		s = logistic(x);
+		return s * (1 - s);
+	case ACTIVATION_LEAKY_RELU:
+		return x > 0 ? 1 : 0.01;
+	}
+	return NAN;
+}
+
+/* ---- LSTM ---------------------------------------------------------------------------------- */
+
+void ref_lstm_forward(double *h, double *gates, double *cell, const double *xg, const double *w,
+	const double *bias, int64_t n, int64_t d, bool reverse)
+{
+	for (int64_t k = 0; k < n; k++) {
+		int64_t t = reverse ? n - 1 - k : k, before = reverse ? t + 1 : t - 1;
+		for (int64_t j = 0; j < 4 * d; j++) {
+			double a = xg[t * 4 * d + j] + bias[j];
+			for (int64_t l = 0; l < d && k > 0; l++) {
+				a += w[j * d + l] * h[before * d + l];
+			}
+			gates[t * 4 * d + j] = j / d == 2 ? tanh(a) : logistic(a);
+		}
+		for (int64_t j = 0; j < d; j++) {
+			const double *g = gates + t * 4 * d;
+			double old = k > 0 ? cell[before * d + j] : 0;
+			cell[t * d + j] = g[d + j] * old + g[j] * g[2 * d + j];
+			h[t * d + j] = g[3 * d + j] * tanh(cell[t * d + j]);
+		}
+	}
+}
+
 /* ---- attention ----------------------------------------------------------------------------- */
 
 /* Probabilities of query i of sequence s under head h into p[k_len]; returns the log-sum-exp. */

@@ -27,6 +27,13 @@ void ref_swiglu_forward(double *h, const double *gate, const double *up, int64_t
 void ref_swiglu_backward(double *dgate, double *dup, const double *dh, const double *gate,
 	const double *up, int64_t n);
 
+double ref_activation(double x, enum activation kind);
+double ref_activation_derivative(double x, enum activation kind);
+
+/* torch.nn.LSTM's cell; gates after their functions. h, cell and gates are written. */
+void ref_lstm_forward(double *h, double *gates, double *cell, const double *xg, const double *w,
+	const double *bias, int64_t n, int64_t d, bool reverse);
+
 /* Rows outside all sequences are left alone. */
 void ref_attention_forward(double *o, double *lse, const double *q, const double *k, const double *v,
 	const struct attention *a);

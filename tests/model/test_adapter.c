@@ -12,6 +12,7 @@
 
 #include "engine/model/model-internal.h"
 #include "engine/peft/adapter-internal.h"
+#include "engine/peft/lora.h"
 #include "util/cleanup.h"
 #include "util/util.h"
 
@@ -67,10 +68,10 @@ static void test_imports_from_peft(void **state)
 		if (parse_golden(&a, &g, &err) != 0) {
 			fail_msg("%s: %s", cases[i].name, err.text);
 		}
-		assert_int_equal(a.config.r, cases[i].r);
-		assert_true(a.config.lora_alpha == cases[i].alpha);
-		assert_true(a.config.lora_dropout == cases[i].dropout);
-		assert_int_equal(a.config.target_modules_is_regex, cases[i].regex);
+		assert_int_equal(a.config.lora.r, cases[i].r);
+		assert_true(a.config.lora.lora_alpha == cases[i].alpha);
+		assert_true(a.config.lora.lora_dropout == cases[i].dropout);
+		assert_int_equal(a.config.lora.target_modules.is_regex, cases[i].regex);
 		assert_int_equal(a.tensors.n_tensors, cases[i].tensors);
 		assert_int_equal(a.tensors.tensors[0].dtype, cases[i].dtype);
 		assert_null(a.config.base_model_name_or_path);
@@ -82,14 +83,7 @@ static void test_refuses_from_peft(void **state)
 	static const struct {
 		const char *name, *expected;
 	} cases[] = {
-		{"rslora", "'use_rslora' is true: rank-stabilised scaling is not supported"},
-		{"dora", "'use_dora' is true: DoRA"},
-		{"bias", "'bias' is \"lora_only\"; only \"none\""},
-		{"rank-pattern", "'rank_pattern' is an object"},
-		{"layers", "'layers_to_transform' is an array"},
 		{"exclude", "'exclude_modules' is an array"},
-		{"save-head", "'modules_to_save' is an array: modules trained in full"},
-		{"embedding", "embed_tokens.base_layer.weight' is left over; weights of the base model"},
 	};
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
 		_cleanup_(golden_deinit) struct golden g = {0};
@@ -118,7 +112,7 @@ static void test_config_options(void **state)
 			"\"init_lora_weights\":\"eva\",\"revision\":\"main\","
 			"\"auto_mapping\":{\"a\":\"b\"}}", NULL},
 		{"{\"target_modules\":[\"q\"]}", "'peft_type' is missing"},
-		{"{\"peft_type\":\"IA3\",\"target_modules\":[\"q\"]}", "'peft_type' is \"IA3\""},
+		{"{\"peft_type\":\"OFT\",\"target_modules\":[\"q\"]}", "'peft_type' is \"OFT\""},
 		{"{\"peft_type\":\"LORA\"}", "'target_modules' is missing"},
 		{"{\"peft_type\":\"LORA\",\"target_modules\":null}", "'target_modules' is null"},
 		{"{\"peft_type\":\"LORA\",\"target_modules\":[]}", "'target_modules' has 0 entries"},
@@ -139,8 +133,16 @@ static void test_config_options(void **state)
 		{"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"init_lora_weights\":\"loftq\"}",
 			"changes "
 			"the base weights"},
-		{"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"alpha_pattern\":{\"q\":1}}",
-			"'alpha_pattern'"},
+		{"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"alpha_pattern\":{\"q\":1}}", NULL},
+		{"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"rank_pattern\":{\"q\":0}}",
+			"rank_pattern: q: 0"},
+		{"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"rank_pattern\":{\"q\":\"x\"}}",
+			"'rank_pattern': 'q' is"},
+		{"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"layers_to_transform\":[1.5]}",
+			"'layers_to_transform' holds 1.5"},
+		{"{\"peft_type\":\"LORA\",\"target_modules\":\"q.*\",\"layers_to_transform\":[1]}",
+			"layers_to_transform: cannot be combined"},
+		{"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"bias\":\"some\"}", "'bias' is \"some\""},
 		{"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"lora_bias\":true}",
 			"'lora_bias' is true"},
 		{"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"layer_replication\":[[0,4]]}",
@@ -151,15 +153,16 @@ static void test_config_options(void **state)
 		{"{", "adapter_config.json:1"},
 	};
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
-		struct lora_config c = {0};
+		struct method_config c = {0};
+		enum adapter_kind kind;
 		struct errmsg err = {0};
-		int r = lora_config_parse(&c, cases[i].json, strlen(cases[i].json), &err);
+		int r = adapter_config_parse(&c, &kind, cases[i].json, strlen(cases[i].json), &err);
 		bool right = cases[i].expected
 			? r == STATUS_INVALID && strstr(err.text, cases[i].expected) : r == 0;
 		if (!right) {
 			fail_msg("case %zu (%s): %d, '%s'", i, cases[i].json, r, err.text);
 		}
-		lora_config_deinit(&c);
+		method_config_deinit(&c);
 	}
 }
 
@@ -169,29 +172,27 @@ static void test_targets(void **state)
 	static char *const names[] = {"q_proj", "model.layers.1.mlp.up_proj"};
 	static char *const regex[] = {"model\\.layers\\.\\d+\\.mlp\\.(up|down)_proj"};
 	static char *const slow[] = {"(a+)+$"};
-	struct lora_config list = {.target_modules = (char **)names, .n_target_modules = 2};
-	struct lora_config pattern = {.target_modules = (char **)regex, .n_target_modules = 1,
-		.target_modules_is_regex = true};
-	struct lora_config bomb = {.target_modules = (char **)slow, .n_target_modules = 1,
-		.target_modules_is_regex = true};
+	struct lora_config list = {.target_modules = {(char **)names, 2, false}};
+	struct lora_config pattern = {.target_modules = {(char **)regex, 1, true}};
+	struct lora_config bomb = {.target_modules = {(char **)slow, 1, true}};
 
-	assert_true(lora_config_targets(&list, "model.layers.0.self_attn.q_proj"));
-	assert_true(lora_config_targets(&list, "q_proj"));
-	assert_true(lora_config_targets(&list, "model.layers.1.mlp.up_proj"));
-	assert_true(lora_config_targets(&list, "x.model.layers.1.mlp.up_proj"));
-	assert_false(lora_config_targets(&list, "model.layers.0.mlp.up_proj"));
-	assert_false(lora_config_targets(&list, "model.layers.0.self_attn.fq_proj"));
-	assert_false(lora_config_targets(&list, "model.layers.0.self_attn.q_proj.x"));
-	assert_false(lora_config_targets(&list, "proj"));
-	assert_false(lora_config_targets(&list, ""));
+	assert_true(lora_targets(&list, "model.layers.0.self_attn.q_proj"));
+	assert_true(lora_targets(&list, "q_proj"));
+	assert_true(lora_targets(&list, "model.layers.1.mlp.up_proj"));
+	assert_true(lora_targets(&list, "x.model.layers.1.mlp.up_proj"));
+	assert_false(lora_targets(&list, "model.layers.0.mlp.up_proj"));
+	assert_false(lora_targets(&list, "model.layers.0.self_attn.fq_proj"));
+	assert_false(lora_targets(&list, "model.layers.0.self_attn.q_proj.x"));
+	assert_false(lora_targets(&list, "proj"));
+	assert_false(lora_targets(&list, ""));
 
-	assert_true(lora_config_targets(&pattern, "model.layers.17.mlp.down_proj"));
-	assert_false(lora_config_targets(&pattern, "model.layers.17.mlp.gate_proj"));
-	assert_false(lora_config_targets(&pattern, "x.model.layers.17.mlp.down_proj"));
-	assert_false(lora_config_targets(&pattern, "model.layers.17.mlp.down_proj.x"));
-	assert_false(lora_config_targets(&pattern, "model.layers.17.mlp.down_proj\n"));
+	assert_true(lora_targets(&pattern, "model.layers.17.mlp.down_proj"));
+	assert_false(lora_targets(&pattern, "model.layers.17.mlp.gate_proj"));
+	assert_false(lora_targets(&pattern, "x.model.layers.17.mlp.down_proj"));
+	assert_false(lora_targets(&pattern, "model.layers.17.mlp.down_proj.x"));
+	assert_false(lora_targets(&pattern, "model.layers.17.mlp.down_proj\n"));
 	/* Ends, and soon. */
-	assert_false(lora_config_targets(&bomb, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab"));
+	assert_false(lora_targets(&bomb, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab"));
 }
 
 static void test_targets_as_peft(void **state)
@@ -207,18 +208,19 @@ static void test_targets_as_peft(void **state)
 	json_auto_t *cases = json_loadb((char *)text.data, text.len, 0, NULL);
 	assert_true(json_array_size(cases) > 400);
 	json_array_foreach(cases, i, row) {
-		struct lora_config c = {0};
+		struct method_config c = {0};
+		enum adapter_kind kind;
 		json_t *targets = json_array_get(row, 0);
 		const char *module = json_string_value(json_array_get(row, 1));
 		bool want = json_is_true(json_array_get(row, 2));
 		json_auto_t *o = json_pack("{s:s, s:O}", "peft_type", "LORA", "target_modules", targets);
 		_cleanup_(freep) char *config = json_dumps(o, 0);
-		assert_int_equal(lora_config_parse(&c, config, strlen(config), NULL), 0);
-		if (lora_config_targets(&c, module) != want) {
+		assert_int_equal(adapter_config_parse(&c, &kind, config, strlen(config), NULL), 0);
+		if (lora_targets(&c.lora, module) != want) {
 			fail_msg("%s selects '%s': PEFT says %s", config, module, want ? "yes" : "no");
 		}
 		selected += want;
-		lora_config_deinit(&c);
+		method_config_deinit(&c);
 	}
 	assert_true(selected > 50);
 }
@@ -276,7 +278,8 @@ static void test_weights_must_fit(void **state)
 		{{P "...lora_A.weight", ST_F32, 2, {2, 4}, x}, "left over: target_modules"},
 		{{"l.q.lora_A.weight", ST_F32, 2, {2, 4}, x}, "left over; the keys are"},
 		{{P "l.q.lora_magnitude_vector", ST_F32, 1, {6}, x}, "left over; it belongs to DoRA"},
-		{{P "l.q.lora_embedding_A", ST_F32, 2, {2, 4}, x}, "left over; LoRA on embeddings"},
+		{{P "l.q.lora_embedding_A", ST_F32, 2, {2, 4}, x}, "l.q.lora_embedding_B' is missing"},
+		{{P "l.q.bias", ST_F32, 1, {6}, x}, "left over; 'bias' is none"},
 		{{P "l.q.lora_B.bias", ST_F32, 1, {6}, x}, "a bias on lora_B"},
 		{{P "model.embed_tokens.weight", ST_F32, 2, {2, 2}, x}, "weights of the base model"},
 		{{P "l2.q.lora_A.default.weight", ST_F32, 2, {2, 4}, x}, "left over"},
@@ -312,11 +315,11 @@ static void test_weights_must_fit(void **state)
 static void test_key(void **state)
 {
 	char key[64], tight[10];
-	assert_int_equal(adapter_lora_key(key, sizeof(key), "model.layers.0.q_proj", 'A'), 0);
+	assert_int_equal(lora_key(key, sizeof(key), "model.layers.0.q_proj", LORA_TENSOR_A), 0);
 	assert_string_equal(key, "base_model.model.model.layers.0.q_proj.lora_A.weight");
-	assert_int_equal(adapter_lora_key(key, sizeof(key), "m", 'B'), 0);
+	assert_int_equal(lora_key(key, sizeof(key), "m", LORA_TENSOR_B), 0);
 	assert_string_equal(key, "base_model.model.m.lora_B.weight");
-	assert_true(adapter_lora_key(tight, sizeof(tight), "m", 'B') < 0);
+	assert_true(lora_key(tight, sizeof(tight), "m", LORA_TENSOR_B) < 0);
 }
 
 static void test_exported_config(void **state)
@@ -329,6 +332,7 @@ static void test_exported_config(void **state)
 		"  \"fan_in_fan_out\": false,\n"
 		"  \"inference_mode\": true,\n"
 		"  \"init_lora_weights\": true,\n"
+		"  \"layers_to_transform\": null,\n"
 		"  \"lora_alpha\": 16,\n"
 		"  \"lora_dropout\": 0.05,\n"
 		"  \"modules_to_save\": null,\n"
@@ -345,14 +349,15 @@ static void test_exported_config(void **state)
 		"  \"use_rslora\": false\n"
 		"}";
 	static char *const targets[] = {"q_proj", "k_proj", "q_proj"};
-	struct lora_config c = {.r = 2, .lora_alpha = 16, .lora_dropout = 0.05,
-		.target_modules = (char **)targets, .n_target_modules = 3,
+	struct method_config c = {.method = "lora",
+		.lora = {.r = 2, .lora_alpha = 16, .lora_dropout = 0.05,
+			.target_modules = {(char **)targets, 3, false}},
 		.base_model_name_or_path = (char *)(uintptr_t)"org/näme \"x\""};
 	_cleanup_(buf_deinit) struct buf out = {0};
 	_cleanup_(buf_deinit) struct buf more = {0};
 	struct errmsg err = {0};
 
-	assert_int_equal(lora_config_write(&out, &c, &err), 0);
+	assert_int_equal(adapter_config_write(&out, &c, NULL, NULL, &err), 0);
 	char *text = buf_cstr(&out);
 	/* jansson writes \u00E4, Python \u00e4. */
 	char *e = strstr(text, "\\u00E4");
@@ -361,9 +366,9 @@ static void test_exported_config(void **state)
 	}
 	assert_string_equal(text, expected);
 
-	c.lora_alpha = 0.1;
-	c.lora_dropout = 0;
-	assert_int_equal(lora_config_write(&more, &c, &err), 0);
+	c.lora.lora_alpha = 0.1;
+	c.lora.lora_dropout = 0;
+	assert_int_equal(adapter_config_write(&more, &c, NULL, NULL, &err), 0);
 	assert_non_null(strstr(buf_cstr(&more), "\"lora_alpha\": 0.1,\n  \"lora_dropout\": 0.0,\n"));
 }
 
@@ -374,90 +379,88 @@ static void test_round_trip(void **state)
 	_cleanup_(adapter_deinit) struct adapter a = {0}, b = {0};
 	_cleanup_(buf_deinit) struct buf config = {0}, weights = {0};
 	struct errmsg err = {0};
-	struct adapter_lora modules[14];
-	char names[14][128];
+	struct adapter_tensor tensors[28];
 	size_t n = 0;
 
 	read_golden(&g, "all-linear");
 	assert_int_equal(parse_golden(&a, &g, &err), 0);
-	for (size_t i = 0; i < a.tensors.n_tensors; i += 2, n++) { /* A, B, A, B, … by name */
-		const struct st_tensor *ta = &a.tensors.tensors[i], *tb = &a.tensors.tensors[i + 1];
-		snprintf(names[n], sizeof(names[n]), "%.*s",
-			(int)(strlen(ta->name) - strlen(P) - strlen(".lora_A.weight")), ta->name + strlen(P));
-		float *fa = malloc(ta->bytes), *fb = malloc(tb->bytes);
-		assert_int_equal(st_tensor_read_f32(ta, fa, &err), 0);
-		assert_int_equal(st_tensor_read_f32(tb, fb, &err), 0);
-		modules[n] = (struct adapter_lora){names[n], ta->dims[0], ta->dims[1], tb->dims[0], fa, fb};
+	for (; n < a.tensors.n_tensors && n < 28; n++) {
+		const struct st_tensor *t = &a.tensors.tensors[n];
+		float *data = malloc(t->bytes);
+		assert_int_equal(st_tensor_read_f32(t, data, &err), 0);
+		/* In any order: writing sorts. */
+		tensors[27 - n] = (struct adapter_tensor){t->name, 2, {t->dims[0], t->dims[1]}, data};
 	}
-	assert_int_equal(n, 14);
-	assert_int_equal(adapter_export(&config, &weights, &a.config, modules, n, &err), 0);
+	assert_int_equal(n, 28);
+	assert_int_equal(adapter_config_write(&config, &a.config, NULL, NULL, &err), 0);
+	assert_int_equal(adapter_write_tensors(&weights, tensors, n, &err), 0);
 	/* The weights are the very file that PEFT wrote. */
 	assert_int_equal(weights.len, g.weights.len);
 	assert_memory_equal(weights.data, g.weights.data, weights.len);
-	assert_int_equal(adapter_verify(config.data, config.len, weights.data, weights.len, modules, n,
+	assert_int_equal(adapter_verify(config.data, config.len, weights.data, weights.len, tensors, n,
 		&err), 0);
 	assert_int_equal(adapter_parse(&b, config.data, config.len, weights.data, weights.len, &err),
 		0);
-	assert_int_equal(b.config.n_target_modules, a.config.n_target_modules);
-	assert_int_equal(b.config.r, 4);
+	assert_int_equal(b.config.lora.target_modules.n, a.config.lora.target_modules.n);
+	assert_int_equal(b.config.lora.r, 4);
 
 	/* What verification is for. */
-	float *live = (float *)(uintptr_t)modules[5].b;
+	float *live = (float *)(uintptr_t)tensors[5].data;
 	live[7] = -live[7];
-	assert_int_equal(adapter_verify(config.data, config.len, weights.data, weights.len, modules, n,
+	assert_int_equal(adapter_verify(config.data, config.len, weights.data, weights.len, tensors, n,
 		&err), STATUS_FAILED);
-	assert_non_null(strstr(err.text, "lora_B.weight' of the exported adapter differs from the live "
-		"one at row 1, column 3"));
+	assert_non_null(strstr(err.text, "of the exported adapter differs from the live one at row "));
 	live[7] = -live[7];
-	assert_int_equal(adapter_verify(config.data, config.len, weights.data, weights.len, modules,
+	assert_int_equal(adapter_verify(config.data, config.len, weights.data, weights.len, tensors,
 		n - 1, &err), STATUS_FAILED);
-	assert_non_null(strstr(err.text, "holds 28 tensors; there are 26 live ones"));
-	modules[3].module = "model.layers.0.self_attn.nothing";
-	assert_int_equal(adapter_verify(config.data, config.len, weights.data, weights.len, modules, n,
+	assert_non_null(strstr(err.text, "holds 28 tensors; there are 27 live ones"));
+	tensors[3].dims[0]++;
+	assert_int_equal(adapter_verify(config.data, config.len, weights.data, weights.len, tensors, n,
+		&err), STATUS_FAILED);
+	assert_non_null(strstr(err.text, "other shape"));
+	tensors[3].dims[0]--;
+	tensors[3].name = P "model.layers.0.self_attn.nothing.lora_A.weight";
+	assert_int_equal(adapter_verify(config.data, config.len, weights.data, weights.len, tensors, n,
 		&err), STATUS_FAILED);
 	assert_non_null(strstr(err.text, "lacks tensor"));
 	weights.data[weights.len - 1] = 0x7F;
 	weights.data[weights.len - 2] = 0x80;
-	assert_int_equal(adapter_verify(config.data, config.len, weights.data, weights.len, modules, n,
+	assert_int_equal(adapter_verify(config.data, config.len, weights.data, weights.len, tensors, n,
 		&err), STATUS_FAILED);
 	assert_non_null(strstr(err.text, "the exported adapter cannot be read back: "));
 	for (size_t i = 0; i < n; i++) {
-		free((void *)(uintptr_t)modules[i].a);
-		free((void *)(uintptr_t)modules[i].b);
+		free((void *)(uintptr_t)tensors[i].data);
 	}
 }
 
 static void test_export_refuses(void **state)
 {
-	static char *const targets[] = {"q_proj"}, *const all[] = {"all-linear"};
+	static char *const targets[] = {"q_proj"};
 	static const float x[8];
-	struct lora_config c = {.r = 2, .lora_alpha = 4, .target_modules = (char **)targets,
-		.n_target_modules = 1};
-	const struct adapter_lora good = {"l.q_proj", 2, 3, 4, x, x};
-	const struct {
-		struct adapter_lora modules[2];
-		size_t n;
-		const char *expected;
-	} cases[] = {
-		{{good}, 0, "without modules"},
-		{{{"l.k_proj", 2, 3, 4, x, x}}, 1, "'l.k_proj' is not selected by target_modules"},
-		{{{"l.q_proj", 1, 3, 4, x, x}}, 1, "has rank 1 (3 → 4); the adapter's r is 2"},
-		{{good, good}, 2, "would be written twice"},
-	};
-	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
-		_cleanup_(buf_deinit) struct buf config = {0}, weights = {0};
-		struct errmsg err = {0};
-		assert_int_equal(adapter_export(&config, &weights, &c, cases[i].modules, cases[i].n, &err),
-			STATUS_INVALID);
-		if (!strstr(err.text, cases[i].expected)) {
-			fail_msg("'%s'; expected '%s'", err.text, cases[i].expected);
-		}
-	}
+	const struct adapter_tensor twice[] = {{"a", 2, {2, 4}, x}, {"a", 2, {2, 4}, x}};
 	_cleanup_(buf_deinit) struct buf out = {0};
 	struct errmsg err = {0};
-	c.target_modules = (char **)all;
-	assert_int_equal(lora_config_write(&out, &c, &err), STATUS_INVALID);
-	assert_non_null(strstr(err.text, "resolved to names"));
+	assert_int_equal(adapter_write_tensors(&out, twice, 2, &err), STATUS_INVALID);
+	assert_non_null(strstr(err.text, "'a' would be written twice"));
+	assert_int_equal(adapter_write_tensors(&out, twice, 0, &err), STATUS_INVALID);
+	assert_non_null(strstr(err.text, "without tensors"));
+
+	/* PEFT would drop in silence what target_modules does not select. */
+	struct method_config c = {.method = "lora",
+		.lora = {.r = 2, .lora_alpha = 4, .target_modules = {(char **)targets, 1, false}}};
+	const struct adapter_tensor other[] = {
+		{P "l.q_proj.lora_A.weight", 2, {2, 4}, x}, {P "l.q_proj.lora_B.weight", 2, {4, 2}, x},
+		{P "l.k_proj.lora_A.weight", 2, {2, 4}, x}, {P "l.k_proj.lora_B.weight", 2, {4, 2}, x},
+	};
+	_cleanup_(buf_deinit) struct buf config = {0}, weights = {0};
+	assert_int_equal(adapter_config_write(&config, &c, NULL, NULL, &err), 0);
+	assert_int_equal(adapter_write_tensors(&weights, other, 4, &err), 0);
+	assert_int_equal(adapter_verify(config.data, config.len, weights.data, weights.len, other, 4,
+		&err), STATUS_FAILED);
+	assert_non_null(strstr(err.text, "does not select this module"));
+	c.lora.r = 0;
+	assert_int_equal(adapter_config_write(&out, &c, NULL, NULL, &err), STATUS_INVALID);
+	assert_non_null(strstr(err.text, "lora.r: 0"));
 }
 
 int main(void)

@@ -77,11 +77,19 @@ static Peftd__V1__TrainerToCore *receive(struct fake_core *c, const void **raw, 
 
 void fake_core_configure(struct fake_core *c, const char *device, unsigned threads)
 {
+	fake_core_configure_limit(c, device, threads, 0);
+}
+
+void fake_core_configure_limit(struct fake_core *c, const char *device, unsigned threads,
+	uint64_t memory_limit)
+{
 	Peftd__V1__TrainerConfig config = PEFTD__V1__TRAINER_CONFIG__INIT;
 	config.version = LINK_VERSION;
 	config.has_device = config.has_threads = true;
 	config.device = proto_bytes(device);
 	config.threads = threads;
+	config.has_memory_limit = memory_limit > 0;
+	config.memory_limit = memory_limit;
 	Peftd__V1__CoreToTrainer msg = PEFTD__V1__CORE_TO_TRAINER__INIT;
 	msg.what_case = PEFTD__V1__CORE_TO_TRAINER__WHAT_CONFIG;
 	msg.config = &config;

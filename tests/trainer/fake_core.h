@@ -23,6 +23,9 @@ struct fake_core {
 void fake_core_start(struct fake_core *c, bool inspect);
 /* Sends the configuration and waits for TrainerReady; `threads` 0: all. */
 void fake_core_configure(struct fake_core *c, const char *device, unsigned threads);
+/* The same with a limit in bytes, of all that the trainer takes; 0: none. */
+void fake_core_configure_limit(struct fake_core *c, const char *device, unsigned threads,
+	uint64_t memory_limit);
 /* Closes the link and waits for the process; returns its wait status. */
 int fake_core_stop(struct fake_core *c);
 int fake_core_wait_exit(struct fake_core *c);

@@ -454,16 +454,22 @@ static void test_generate(void **state)
 	fake_core_stop(&c);
 }
 
-static void expect_generate_error(struct fake_core *c, struct test_task *t, const char *word)
+static void expect_generate_failure(struct fake_core *c, struct test_task *t, int status,
+	const char *word)
 {
 	struct outcome o;
 	task_run(c, t, NULL, &o);
-	assert_int_equal(outcome_code(&o), STATUS_INVALID);
+	assert_int_equal(outcome_code(&o), status);
 	const char *message = outcome_message(&o);
 	if (!strstr(message, word)) {
 		fail_msg("'%s' is missing in: %s", word, message);
 	}
 	outcome_deinit(&o);
+}
+
+static void expect_generate_error(struct fake_core *c, struct test_task *t, const char *word)
+{
+	expect_generate_failure(c, t, STATUS_INVALID, word);
 }
 
 static void test_generate_errors(void **state)
@@ -485,6 +491,19 @@ static void test_generate_errors(void **state)
 	task_init_generate(&t, f->model, "a");
 	t.generate_request.has_chat = t.generate_request.chat = true;
 	expect_generate_error(&c, &t, "chat_template");
+	fake_core_stop(&c);
+}
+
+/* The limit holds for whatever makes a model resident, not for admitted jobs alone. */
+static void test_memory_limit(void **state)
+{
+	struct fixture *f = *state;
+	struct fake_core c;
+	struct test_task t;
+	fake_core_start(&c, false);
+	fake_core_configure_limit(&c, "cpu", 1, 161 * UINT64_C(1048576) - 1048000);
+	task_init_generate(&t, f->model, "a");
+	expect_generate_failure(&c, &t, STATUS_WONT_FIT, "MiB");
 	fake_core_stop(&c);
 }
 
@@ -641,6 +660,7 @@ int main(void)
 		cmocka_unit_test(test_eval_while_training),
 		cmocka_unit_test(test_generate),
 		cmocka_unit_test(test_generate_errors),
+		cmocka_unit_test(test_memory_limit),
 		cmocka_unit_test(test_malformed_frames),
 		cmocka_unit_test(test_strange_messages),
 		cmocka_unit_test(test_wrong_version),

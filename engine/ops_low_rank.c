@@ -1,0 +1,255 @@
+/* Low-rank updates and dropout. */
+#include <assert.h>
+
+#include "engine/graph.h"
+#include "engine/train/rng.h"
+#include "util/util.h"
+
+static int act(struct graph *g, int64_t cols, enum recompute recompute)
+{
+	return graph_tensor(g, g->dtype, ROWS_TOKENS, cols, recompute);
+}
+
+static struct mat columns(struct mat m, int64_t col, int64_t cols)
+{
+	assert(col >= 0 && cols > 0 && col + cols <= m.cols);
+	m.data = (uint8_t *)m.data + (size_t)col * dtype_size(m.dtype);
+	m.cols = cols;
+	return m;
+}
+
+/* Readies an output whose node adds to an input: where placement could not give it that input's
+ * memory, the input is copied there. */
+static void start_from(struct run *r, struct mat out, struct mat in)
+{
+	if (out.data != in.data) {
+		cast(r->backend, out, in);
+	}
+}
+
+/* ---- low-rank update ----------------------------------------------------------------------- */
+
+int graph_low_rank(struct graph *g, int y, int x, const struct low_rank *l)
+{
+	struct node n = graph_node_init(&op_low_rank);
+	n.in[0] = y;
+	n.in[1] = x;
+	n.low_rank = *l;
+	n.out[0] = act(g, g->tensors[y].cols, g->region);
+	n.out[1] = act(g, l->rank, g->region);
+	graph_append(g, &n, g->trainable);
+	return n.out[0];
+}
+
+static void low_rank_differentiate(struct autodiff *ad, const struct node *n)
+{
+	struct graph *g = ad->g;
+	int dy = autodiff_grad(ad, n->out[0]);
+	if (dy == NONE) {
+		return;
+	}
+	if (autodiff_needs(ad, n->in[0])) {
+		autodiff_add(ad, n->in[0], dy);
+	}
+	/* The product's own gradient is that of the sum, so its node finds it; and adds to dx. */
+	bool needs_dx = autodiff_needs(ad, n->in[1]);
+	struct node b = graph_node_init(&op_low_rank_backward);
+	b.low_rank = n->low_rank;
+	b.in[0] = dy;
+	b.in[1] = autodiff_use(ad, n->out[1]);
+	b.in[2] = autodiff_use(ad, n->in[1]);
+	b.in[3] = needs_dx ? autodiff_grad(ad, n->in[1]) : NONE;
+	b.out[0] = act(g, n->low_rank.rank, RECOMPUTE_NEVER);
+	b.out[1] = needs_dx ? act(g, g->tensors[n->in[1]].cols, RECOMPUTE_NEVER) : NONE;
+	graph_append(g, &b, false);
+	if (needs_dx) {
+		autodiff_set(ad, n->in[1], b.out[1]);
+	}
+}
+
+static double low_rank_cost(const struct graph *g, const struct low_rank *l, double a_products)
+{
+	const struct param *a = &g->params[l->a];
+	double sum = a_products * (double)l->rank * (double)a->cols;
+	for (int i = 0; i < l->n_parts; i++) {
+		sum += (double)l->parts[i].r * (double)l->parts[i].cols;
+	}
+	return 2.0 * (double)g->tokens * sum;
+}
+
+static double low_rank_flops(const struct graph *g, const struct node *n, int64_t seq_len)
+{
+	return low_rank_cost(g, &n->low_rank, 1);
+}
+
+static int low_rank_ready(struct run *r, const struct node *n, struct errmsg *err)
+{
+	const struct low_rank *l = &n->low_rank;
+	const struct param *a = &r->g->params[l->a];
+	enum dtype dt = r->g->dtype;
+	int res = matmul_prepare(r->backend, r->g->tokens, l->rank, a->cols, false, true, dt, dt, err);
+	for (int i = 0; i < l->n_parts && res == 0; i++) {
+		res = matmul_prepare(r->backend, r->g->tokens, l->parts[i].cols, l->parts[i].r, false, true,
+			dt, dt, err);
+	}
+	return res;
+}
+
+static void low_rank_run(struct run *r, const struct node *n)
+{
+	const struct low_rank *l = &n->low_rank;
+	struct mat y = run_mat(r, n->out[0]), h = run_mat(r, n->out[1]);
+	start_from(r, y, run_mat(r, n->in[0]));
+	matmul(r->backend, h, run_mat(r, n->in[1]), false, run_param(r, l->a), true, 1, 0);
+	for (int i = 0; i < l->n_parts; i++) {
+		matmul(r->backend, columns(y, l->parts[i].col, l->parts[i].cols),
+			columns(h, l->parts[i].row, l->parts[i].r), false, run_param(r, l->parts[i].b), true,
+			l->parts[i].scale, 1);
+	}
+}
+
+const struct op op_low_rank = {
+	.name = "low_rank",
+	.backward = low_rank_differentiate,
+	.flops = low_rank_flops,
+	.prepare = low_rank_ready,
+	.run = low_rank_run,
+	.inplace = {1u << 0},
+};
+
+static double low_rank_backward_flops(const struct graph *g, const struct node *n, int64_t seq_len)
+{
+	const struct low_rank *l = &n->low_rank;
+	double b_products = low_rank_cost(g, l, 0);
+	return low_rank_cost(g, l, n->out[1] != NONE ? 2 : 1) + b_products;
+}
+
+static int low_rank_backward_ready(struct run *r, const struct node *n, struct errmsg *err)
+{
+	const struct low_rank *l = &n->low_rank;
+	int64_t t = r->g->tokens, in = r->g->params[l->a].cols;
+	enum dtype dt = r->g->dtype;
+	int res = matmul_prepare(r->backend, l->rank, in, t, true, false, dt, DTYPE_F32, err);
+	if (res == 0 && n->out[1] != NONE) {
+		res = matmul_prepare(r->backend, t, in, l->rank, false, false, dt, dt, err);
+	}
+	for (int i = 0; i < l->n_parts && res == 0; i++) {
+		int64_t cols = l->parts[i].cols, rank = l->parts[i].r;
+		res = matmul_prepare(r->backend, t, rank, cols, false, false, dt, dt, err);
+		if (res == 0) {
+			res = matmul_prepare(r->backend, cols, rank, t, true, false, dt, DTYPE_F32, err);
+		}
+	}
+	return res;
+}
+
+static void low_rank_backward_run(struct run *r, const struct node *n)
+{
+	const struct low_rank *l = &n->low_rank;
+	struct mat dy = run_mat(r, n->in[0]), h = run_mat(r, n->in[1]), x = run_mat(r, n->in[2]);
+	struct mat dh = run_mat(r, n->out[0]), dx = run_mat(r, n->out[1]);
+	for (int i = 0; i < l->n_parts; i++) {
+		struct mat dy_i = columns(dy, l->parts[i].col, l->parts[i].cols);
+		struct mat h_i = columns(h, l->parts[i].row, l->parts[i].r);
+		struct mat dh_i = columns(dh, l->parts[i].row, l->parts[i].r);
+		float scale = l->parts[i].scale;
+		matmul(r->backend, run_grad(r, l->parts[i].b), dy_i, true, h_i, false, scale, 1);
+		matmul(r->backend, dh_i, dy_i, false, run_param(r, l->parts[i].b), false, scale, 0);
+	}
+	matmul(r->backend, run_grad(r, l->a), dh, true, x, false, 1, 1);
+	if (dx.data) {
+		bool accumulate = n->in[3] != NONE;
+		if (accumulate) {
+			start_from(r, dx, run_mat(r, n->in[3]));
+		}
+		matmul(r->backend, dx, dh, false, run_param(r, l->a), false, 1, accumulate ? 1 : 0);
+	}
+}
+
+const struct op op_low_rank_backward = {
+	.name = "low_rank_backward",
+	.flops = low_rank_backward_flops,
+	.prepare = low_rank_backward_ready,
+	.run = low_rank_backward_run,
+	.inplace = {0, 1u << 3},
+};
+
+/* ---- dropout ------------------------------------------------------------------------------- */
+
+int graph_dropout(struct graph *g, int x, float p)
+{
+	struct node n = graph_node_init(&op_dropout);
+	n.in[0] = x;
+	n.p = p;
+	n.site = g->n_sites++;
+	n.out[0] = act(g, g->tensors[x].cols, RECOMPUTE_CHEAP);
+	graph_append(g, &n, false);
+	return n.out[0];
+}
+
+static void dropout_differentiate(struct autodiff *ad, const struct node *n)
+{
+	int dy = autodiff_grad(ad, n->out[0]);
+	if (dy == NONE || !autodiff_needs(ad, n->in[0])) {
+		return;
+	}
+	struct node b = graph_node_init(&op_dropout_backward);
+	b.in[0] = dy;
+	b.in[1] = autodiff_grad(ad, n->in[0]);
+	b.p = n->p;
+	b.site = n->site;
+	b.out[0] = act(ad->g, ad->g->tensors[n->in[0]].cols, RECOMPUTE_NEVER);
+	graph_append(ad->g, &b, false);
+	autodiff_set(ad, n->in[0], b.out[0]);
+}
+
+/* Sequence by sequence: the mask is a function of the sequence's number within the step and of the
+ * element's place in the sequence, so that it does not depend on how the step is cut. */
+static void dropout_sequences(struct run *r, const struct node *n, struct mat y, struct mat x,
+	bool accumulate)
+{
+	for (int64_t s = 0; s < r->n_seqs; s++) {
+		struct rng_key key = {
+			.seed = r->seed,
+			.stream = rng_stream(RNG_DROPOUT, r->step, (uint64_t)n->site,
+				(uint64_t)r->seq_number[s]),
+		};
+		struct mat ys = y, xs = x;
+		size_t row = (size_t)r->seq_start[s], size = dtype_size(x.dtype);
+		ys.data = (uint8_t *)y.data + row * (size_t)y.stride * size;
+		xs.data = (uint8_t *)x.data + row * (size_t)x.stride * size;
+		ys.rows = xs.rows = r->seq_len[s];
+		dropout(r->backend, ys, xs, n->p, key, accumulate);
+	}
+}
+
+static void dropout_run(struct run *r, const struct node *n)
+{
+	struct mat y = run_mat(r, n->out[0]), x = run_mat(r, n->in[0]);
+	if (r->training) {
+		dropout_sequences(r, n, y, x, false);
+	} else {
+		cast(r->backend, y, x);
+	}
+}
+
+const struct op op_dropout = {
+	.name = "dropout",
+	.backward = dropout_differentiate,
+	.run = dropout_run,
+};
+
+static void dropout_backward_run(struct run *r, const struct node *n)
+{
+	struct mat dx = run_mat(r, n->out[0]);
+	if (n->in[1] != NONE) {
+		start_from(r, dx, run_mat(r, n->in[1]));
+	}
+	dropout_sequences(r, n, dx, run_mat(r, n->in[0]), n->in[1] != NONE);
+}
+
+const struct op op_dropout_backward = {
+	.name = "dropout_backward",
+	.run = dropout_backward_run,
+	.inplace = {1u << 1},
+};

@@ -1,0 +1,217 @@
+/* What methods refuse, by name and with what would be right; and that less is done where less is
+ * trained. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/engine/fixture.h"
+#include "util/util.h"
+
+#define NAMES(...) {(char *[]){__VA_ARGS__}, sizeof((char *[]){__VA_ARGS__}) / sizeof(char *), false}
+
+static int plan_of(struct fixture *f, const struct method_config *m, struct memory_plan *plan,
+	struct errmsg *err)
+{
+	return train_plan(plan, f->files, f->backend, &f->config, m, f->samples.longest_kept, 0, err);
+}
+
+/* The model has 3 layers with hidden size 24 and no biases, head and embeddings apart. */
+static void test_refusals(void **state)
+{
+	const struct lora_config lora = {.r = 2, .lora_alpha = 4, .target_modules = NAMES("q_proj")};
+	struct lora_config l[12];
+	for (size_t i = 0; i < ARRAY_LEN(l); i++) {
+		l[i] = lora;
+	}
+	int64_t layers[] = {0, 3};
+	struct pattern nothing[] = {{"nothing", 2}}, half[] = {{"q_proj", 2.5}};
+	struct pattern twice[] = {{"layers.0.self_attn.q_proj", 2}, {"q_proj", 3}};
+	l[0].layers_to_transform = layers;
+	l[0].n_layers_to_transform = 2;
+	l[1].rank_pattern = (struct patterns){nothing, 1};
+	l[2].rank_pattern = (struct patterns){half, 1};
+	l[3].alpha_pattern = (struct patterns){twice, 2};
+	l[4].modules_to_save = (struct modules)NAMES("lm_haed");
+	l[5].init_lora_weights = LORA_INIT_PISSA;
+	l[5].r = 25;
+	l[6].use_dora = true;
+	l[6].lora_dropout = 0.1;
+	l[7].target_modules = (struct modules)NAMES("embed_tokens");
+	l[7].use_dora = true;
+	l[8].target_modules = (struct modules)NAMES("input_layernorm");
+	l[9].target_modules = (struct modules)NAMES("q_proj");
+	l[9].modules_to_save = (struct modules)NAMES("q_proj");
+	l[10].target_modules = (struct modules)NAMES("model.layers.0.(");
+	l[10].target_modules.is_regex = true;
+	l[11].loraplus_lr_ratio = -1;
+	const struct {
+		struct method_config m;
+		const char *expected[2];
+	} cases[] = {
+		{{.method = "qlora"}, {"\"qlora\"", "lora, "}},
+		{{.method = "last_k", .last_k = {.k = 4}}, {"last_k.k: 4", "3 blocks"}},
+		{{.method = "last_k", .last_k = {.k = -1}}, {"last_k.k: -1", "0 or above"}},
+		{{.method = "last_k", .last_k = {.k = 0}}, {"nothing to train", "head"}},
+		{{.method = "select"}, {"select.parameters", "empty"}},
+		{{.method = "select", .select = {NAMES("model\\.layers\\.0\\.mlp\\.up_proj\\.weigth")}},
+			{"matches no parameter", "model.layers.0.mlp.up_proj.weight"}},
+		{{.method = "select", .select = {NAMES("model.*", "(")}},
+			{"select.parameters", "regular expression"}},
+		{{.method = "ln_tuning", .ln_tuning = {NAMES("input_layernrom")}},
+			{"ln_tuning.target_modules", "did you mean \"input_layernorm\""}},
+		{{.method = "ln_tuning", .ln_tuning = {NAMES("q_proj")}}, {"q_proj", "no norm"}},
+		{{.method = "bitfit", .bitfit = {NAMES("v_prok")}},
+			{"bitfit.target_modules", "did you mean \"v_proj\""}},
+		{{.method = "bitfit", .bitfit = {NAMES("lm_head")}}, {"lm_head", "no linear layer"}},
+		{{.method = "lora", .lora = l[0]}, {"layers_to_transform: 3", "layers 0 to 2"}},
+		{{.method = "lora", .lora = l[1]}, {"rank_pattern", "\"nothing\" matches none"}},
+		{{.method = "lora", .lora = l[2]}, {"rank_pattern", "whole number"}},
+		{{.method = "lora", .lora = l[3]}, {"alpha_pattern", "two keys match"}},
+		{{.method = "lora", .lora = l[4]}, {"modules_to_save", "\"lm_haed\""}},
+		{{.method = "lora", .lora = l[5]}, {"lora.r: 25", "at most 24"}},
+		{{.method = "lora", .lora = l[6]}, {"lora_dropout", "DoRA"}},
+		{{.method = "lora", .lora = l[7]}, {"use_dora", "embed_tokens"}},
+		{{.method = "lora", .lora = l[8]}, {"input_layernorm", "no linear layer"}},
+		{{.method = "lora", .lora = l[9]}, {"modules_to_save", "no target"}},
+		{{.method = "lora", .lora = l[10]}, {"lora.target_modules", "regular expression"}},
+		{{.method = "lora", .lora = l[11]}, {"loraplus_lr_ratio: -1", "0 (off)"}},
+	};
+	struct fixture f;
+	fixture_open(&f, "gqa3-odd");
+	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+		struct memory_plan plan;
+		struct errmsg err = {0};
+		int r = plan_of(&f, &cases[i].m, &plan, &err);
+		if (r != STATUS_INVALID || !strstr(err.text, cases[i].expected[0]) ||
+			!strstr(err.text, cases[i].expected[1])) {
+			print_error("case %zu (%s): %d: '%s'; wanted '%s' and '%s'\n", i, cases[i].m.method, r,
+				err.text, cases[i].expected[0], cases[i].expected[1]);
+			fail();
+		}
+	}
+	fixture_close(&f);
+}
+
+static struct memory_plan planned(struct fixture *f, const struct method_config *m)
+{
+	struct errmsg err = {0};
+	struct memory_plan plan;
+	OK(plan_of(f, m, &plan, &err));
+	return plan;
+}
+
+/* Nothing below the lowest trained parameter is differentiated. */
+static void test_less_work(void **state)
+{
+	struct fixture f;
+	fixture_open(&f, "gqa3-odd");
+	const struct method_config full = {.method = "full"};
+	const struct method_config bitfit = {.method = "bitfit"};
+	struct method_config last = {.method = "last_k", .last_k = {.head = true, .final_norm = true}};
+	struct memory_plan all = planned(&f, &full), biases = planned(&f, &bitfit), before = {0};
+	assert_int_equal(all.trainable_parameters, model_files_parameters(f.files));
+	assert_int_equal(all.total_parameters, all.trainable_parameters);
+	for (int64_t k = 0; k <= 3; k++) {
+		last.last_k.k = k;
+		struct memory_plan p = planned(&f, &last);
+		assert_true(p.flops_per_token > before.flops_per_token);
+		assert_true(p.trainable_parameters > before.trainable_parameters);
+		assert_true(p.activations >= before.activations);
+		assert_true(p.flops_per_token <= all.flops_per_token);
+		before = p;
+	}
+	/* All but the embedding, whose gradient takes no product. */
+	assert_true(before.flops_per_token == all.flops_per_token);
+	assert_int_equal(all.trainable_parameters - before.trainable_parameters, 75 * 24);
+	/* No products for gradients of weights: two thirds of the work, and attention in full. */
+	assert_true(biases.flops_per_token < 0.75 * all.flops_per_token);
+	assert_true(biases.trainable_weights < all.trainable_weights / 8);
+	fixture_close(&f);
+}
+
+static void test_inference_cost(void **state)
+{
+	struct fixture f;
+	fixture_open(&f, "gqa3-odd");
+	struct method_config m = {.method = "full"};
+	struct memory_plan p = planned(&f, &m);
+	assert_true(p.inference_flops_per_token == 0 && p.inference_bytes_per_token == 0);
+	assert_true(p.mergeable);
+	m = (struct method_config){.method = "lora",
+		.lora = {.r = 2, .lora_alpha = 2, .target_modules = NAMES("q_proj")}};
+	p = planned(&f, &m);
+	/* Three layers with q_proj of [24, 24], in f32. */
+	assert_true(p.inference_flops_per_token == 3 * 2 * 2 * (24 + 24));
+	assert_int_equal(p.inference_bytes_per_token, 3 * 2 * (24 + 24) * 4);
+	assert_true(p.mergeable);
+	m = (struct method_config){.method = "bitfit"};
+	p = planned(&f, &m);
+	assert_false(p.mergeable); /* this model has no biases */
+	m = (struct method_config){.method = "prompt_tuning", .prompt_tuning = {.num_virtual_tokens = 4}};
+	p = planned(&f, &m);
+	assert_true(p.inference_flops_per_token > 0);
+	assert_false(p.mergeable);
+	fixture_close(&f);
+}
+
+/* The advice names what is too big, and the plan is there all the same. */
+static void test_advice(void **state)
+{
+	struct fixture f;
+	struct errmsg err = {0};
+	struct memory_plan p = {0};
+	fixture_open(&f, "gqa3-odd");
+	struct method_config m = {.method = "lora",
+		.lora = {.r = 65536, .lora_alpha = 2, .target_modules = NAMES("q_proj")}};
+	uint64_t limit = 8 << 20;
+	int r = train_plan(&p, f.files, f.backend, &f.config, &m, f.samples.longest_kept, limit, &err);
+	assert_int_equal(r, STATUS_WONT_FIT);
+	assert_non_null(strstr(err.text, "method lora trains"));
+	assert_non_null(strstr(err.text, "a smaller lora.r"));
+	assert_int_equal(p.trainable_parameters, 3 * 65536 * 48);
+	assert_true(p.base_weights > 0 && p.base_weights + p.arena > limit);
+	assert_int_equal(p.optimizer_states, 2 * 4 * p.trainable_parameters);
+	assert_true(p.inference_flops_per_token > 0);
+
+	m.lora.r = 2;
+	r = train_plan(&p, f.files, f.backend, &f.config, &m, f.samples.longest_kept, 1000, &err);
+	assert_int_equal(r, STATUS_WONT_FIT);
+	assert_non_null(strstr(err.text, "base model's weights alone"));
+	fixture_close(&f);
+}
+
+/* Dropout that cannot be trained here is no hindrance to an adapter that is only used. */
+static void test_dropout_at_use(void **state)
+{
+	struct fixture f;
+	struct errmsg err = {0};
+	struct eval_metrics eval;
+	struct memory_plan p;
+	fixture_open(&f, "methods/lora-dora");
+	fixture_base(&f, DTYPE_F32, false);
+	f.adapter.config.lora.lora_dropout = 0.1;
+	OK(engine_eval(f.base, &f.adapter, &f.samples, &eval, &err));
+	double want = golden_number(&f, "eval_loss");
+	assert_true(eval.loss > want * (1 - 1e-5) && eval.loss < want * (1 + 1e-5));
+	f.method.lora.lora_dropout = 0.1;
+	assert_int_equal(plan_of(&f, &f.method, &p, &err), STATUS_INVALID);
+	fixture_close(&f);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_less_work),
+		cmocka_unit_test(test_inference_cost),
+		cmocka_unit_test(test_advice),
+		cmocka_unit_test(test_dropout_at_use),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
