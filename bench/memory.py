@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Planned memory against what the run took, over a grid of jobs on a real model.
 
-    bench/memory.py --build BUILD --model PATH --data GSM8K [--out FILE.json]
+    bench/memory.py --build BUILD --model PATH --data GSM8K [--methods] [--out FILE.json]
 
-For each job a fresh daemon (a process's peak never goes down): `peftctl plan` before, `peftctl show` after two
+With --methods one job of each method, in its own defaults; else a grid of LoRA jobs. For each job a fresh daemon (a process's peak never goes down): `peftctl plan` before, `peftctl show` after two
 steps and an evaluation. The arena must be the planned one to the byte; the trainer's peak resident memory is
 compared with plan + overhead, both as `plan` states them. Ends with status 1 where a bound is broken.
 """
@@ -20,6 +20,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests" / "
 from common import Daemon  # noqa: E402
 
 MIB = 1 << 20
+METHODS = ("full", "last_k", "bitfit", "ln_tuning", "select", "lora", "bottleneck", "prompt_tuning",
+           "p_tuning", "prefix_tuning", "ia3")
+PARTS = ("base_weights", "trainable_weights", "optimizer_states", "gradients", "activations", "temporary")
 
 
 def main():
@@ -27,6 +30,7 @@ def main():
     parser.add_argument("--build", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
+    parser.add_argument("--methods", action="store_true")
     parser.add_argument("--out")
     args = parser.parse_args()
 
@@ -34,6 +38,11 @@ def main():
              "train.microbatch_tokens": tokens}
             for dtype, (batch, length), r, tokens in itertools.product(
                 ("f32", "bf16"), ((1, 256), (4, 512)), (4, 64), (0, 512))]
+    if args.methods:
+        grid = [{"method": method, "train.dtype": "bf16", "train.batch_size": 4, "train.max_length": 512}
+                for method in METHODS]
+        by_name = [s for s in grid if s["method"] == "select"]
+        by_name[0]["select.parameters"] = r"[model\.layers\.[0-9]+\.mlp\.down_proj\.weight]"
     rows = []
     for settings in grid:
         daemon = Daemon(args.build)
@@ -53,6 +62,7 @@ def main():
         arena = plan["total"] - plan["base_weights"]
         stated = plan["total"] + plan["overhead"]
         rows.append(settings | {
+            "trainable_parameters": plan["trainable_parameters"], "parts": {p: plan[p] for p in PARTS},
             "planned_total": plan["total"], "planned_arena": arena, "overhead": plan["overhead"],
             "used_arena": show["measured_arena"], "peak_rss": show["measured_peak_rss"],
             "peak_over_stated": show["measured_peak_rss"] / stated})

@@ -3,14 +3,9 @@
 #include <math.h>
 
 #include "engine/base.h"
-#include "engine/graph.h"
+#include "engine/ops.h"
 #include "engine/ops_peft.h"
 #include "util/util.h"
-
-static int act(struct graph *g, int64_t cols, enum recompute recompute)
-{
-	return graph_tensor(g, g->dtype, ROWS_TOKENS, cols, recompute);
-}
 
 /* ---- RMSNorm with residual ----------------------------------------------------------------- */
 

@@ -1,12 +1,7 @@
 /* Head and loss: logits of the last row, or the loss with all of its gradients. */
 #include "engine/base.h"
-#include "engine/graph.h"
+#include "engine/ops.h"
 #include "util/util.h"
-
-static int act(struct graph *g, int64_t cols, enum recompute recompute)
-{
-	return graph_tensor(g, g->dtype, ROWS_TOKENS, cols, recompute);
-}
 
 static int prepare_slot(struct run *r, int slot, unsigned uses, int64_t rows, struct errmsg *err)
 {

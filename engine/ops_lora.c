@@ -5,20 +5,8 @@
  * squared norms of W's rows, which are constants of the job, from A·Wᵀ and from A·Aᵀ.
  */
 #include "engine/base.h"
-#include "engine/graph.h"
+#include "engine/ops.h"
 #include "util/util.h"
-
-static int act(struct graph *g, int64_t cols, enum recompute recompute)
-{
-	return graph_tensor(g, g->dtype, ROWS_TOKENS, cols, recompute);
-}
-
-static struct mat columns(struct mat m, int64_t col, int64_t cols)
-{
-	m.data = (uint8_t *)m.data + (size_t)col * dtype_size(m.dtype);
-	m.cols = cols;
-	return m;
-}
 
 static struct mat rows_of(struct mat m, int64_t row, int64_t rows)
 {

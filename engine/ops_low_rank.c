@@ -1,31 +1,9 @@
 /* Low-rank updates and dropout. */
 #include <assert.h>
 
-#include "engine/graph.h"
+#include "engine/ops.h"
 #include "engine/train/rng.h"
 #include "util/util.h"
-
-static int act(struct graph *g, int64_t cols, enum recompute recompute)
-{
-	return graph_tensor(g, g->dtype, ROWS_TOKENS, cols, recompute);
-}
-
-static struct mat columns(struct mat m, int64_t col, int64_t cols)
-{
-	assert(col >= 0 && cols > 0 && col + cols <= m.cols);
-	m.data = (uint8_t *)m.data + (size_t)col * dtype_size(m.dtype);
-	m.cols = cols;
-	return m;
-}
-
-/* Readies an output whose node adds to an input: where placement could not give it that input's
- * memory, the input is copied there. */
-static void start_from(struct run *r, struct mat out, struct mat in)
-{
-	if (out.data != in.data) {
-		cast(r->backend, out, in);
-	}
-}
 
 /* ---- low-rank update ----------------------------------------------------------------------- */
 

@@ -8,15 +8,8 @@
 #include "engine/ops_peft.h"
 
 #include "engine/base.h"
+#include "engine/ops.h"
 #include "util/util.h"
-
-/* A tensor of the rows and columns of `t`. */
-static int like(struct graph *g, int t, enum dtype dtype, enum recompute recompute)
-{
-	struct tensor x = g->tensors[t];
-	return x.rows == ROWS_FIXED ? graph_tensor_fixed(g, dtype, x.n_rows, x.cols, recompute) :
-		graph_tensor(g, dtype, x.rows, x.cols, recompute);
-}
 
 /* The same with other columns. */
 static int like_cols(struct graph *g, int t, int64_t cols, enum recompute recompute)
@@ -24,20 +17,6 @@ static int like_cols(struct graph *g, int t, int64_t cols, enum recompute recomp
 	struct tensor x = g->tensors[t];
 	return x.rows == ROWS_FIXED ? graph_tensor_fixed(g, g->dtype, x.n_rows, cols, recompute) :
 		graph_tensor(g, g->dtype, x.rows, cols, recompute);
-}
-
-static struct mat columns(struct mat m, int64_t col, int64_t cols)
-{
-	m.data = (uint8_t *)m.data + (size_t)col * dtype_size(m.dtype);
-	m.cols = cols;
-	return m;
-}
-
-static void start_from(struct run *r, struct mat out, struct mat in)
-{
-	if (out.data != in.data) {
-		cast(r->backend, out, in);
-	}
 }
 
 static double rows_of(const struct graph *g, int t)

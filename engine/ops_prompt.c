@@ -1,17 +1,9 @@
 /* Operations of soft prompts and of what encodes them: rows of virtual tokens, LSTM, dropout. */
 #include "engine/ops_peft.h"
 
+#include "engine/ops.h"
 #include "engine/train/rng.h"
 #include "util/util.h"
-
-/* A tensor of the rows and columns of `t`. */
-static int like(struct graph *g, int t, enum dtype dtype)
-{
-	struct tensor x = g->tensors[t];
-	return x.rows == ROWS_FIXED ?
-		graph_tensor_fixed(g, dtype, x.n_rows, x.cols, RECOMPUTE_NEVER) :
-		graph_tensor(g, dtype, x.rows, x.cols, RECOMPUTE_NEVER);
-}
 
 /* ---- soft prompt --------------------------------------------------------------------------- */
 
@@ -20,7 +12,7 @@ int graph_virtual_tokens(struct graph *g, int x, int prompt)
 	struct node n = graph_node_init(&op_virtual_tokens);
 	n.in[0] = x;
 	n.in[1] = prompt;
-	n.out[0] = like(g, x, g->dtype);
+	n.out[0] = like(g, x, g->dtype, RECOMPUTE_NEVER);
 	graph_append(g, &n, false);
 	return n.out[0];
 }
@@ -38,7 +30,7 @@ static void virtual_tokens_differentiate(struct autodiff *ad, const struct node 
 	if (autodiff_needs(ad, n->in[1])) {
 		struct node b = graph_node_init(&op_virtual_tokens_backward);
 		b.in[0] = dy;
-		b.out[0] = like(ad->g, n->in[1], DTYPE_F32);
+		b.out[0] = like(ad->g, n->in[1], DTYPE_F32, RECOMPUTE_NEVER);
 		graph_append(ad->g, &b, false);
 		autodiff_set(ad, n->in[1], b.out[0]);
 	}
@@ -107,7 +99,7 @@ static void lstm_differentiate(struct autodiff *ad, const struct node *n)
 		b.param[i] = n->param[i];
 	}
 	for (int i = 0; i < 2; i++) {
-		b.out[i] = like(ad->g, n->in[i], ad->g->dtype);
+		b.out[i] = like(ad->g, n->in[i], ad->g->dtype, RECOMPUTE_NEVER);
 	}
 	graph_append(ad->g, &b, false);
 	for (int i = 0; i < 2; i++) {
@@ -176,7 +168,7 @@ int graph_dropout_fixed(struct graph *g, int x, float p)
 	n.in[0] = x;
 	n.p = p;
 	n.site = g->n_sites++;
-	n.out[0] = like(g, x, g->dtype);
+	n.out[0] = like(g, x, g->dtype, RECOMPUTE_NEVER);
 	graph_append(g, &n, false);
 	return n.out[0];
 }
@@ -191,7 +183,7 @@ static void dropout_fixed_differentiate(struct autodiff *ad, const struct node *
 	b.in[0] = dy;
 	b.p = n->p;
 	b.site = n->site;
-	b.out[0] = like(ad->g, n->in[0], ad->g->dtype);
+	b.out[0] = like(ad->g, n->in[0], ad->g->dtype, RECOMPUTE_NEVER);
 	graph_append(ad->g, &b, false);
 	autodiff_add(ad, n->in[0], b.out[0]);
 }

@@ -184,14 +184,14 @@ static void test_plan_is_what_is_taken(void **state)
 }
 
 /* What a library saved for the case, or, where there is none, what the session exports. */
-static void adapter_of(struct adapter *ret, struct train_session *s)
+/* `weights` is what the adapter lies in. */
+static void adapter_of(struct adapter *ret, struct buf *weights, struct train_session *s)
 {
 	struct errmsg err = {0};
-	struct buf config = {0}, weights = {0};
-	OK(train_session_export(s, &config, &weights, &err));
-	OK(adapter_parse(ret, config.data, config.len, weights.data, weights.len, &err));
+	struct buf config = {0};
+	OK(train_session_export(s, &config, weights, &err));
+	OK(adapter_parse(ret, config.data, config.len, weights->data, weights->len, &err));
 	buf_deinit(&config);
-	buf_deinit(&weights);
 }
 
 static void steps_allocate_nothing(const char *name, enum dtype dtype)
@@ -199,6 +199,7 @@ static void steps_allocate_nothing(const char *name, enum dtype dtype)
 	struct errmsg err = {0};
 	struct fixture f;
 	struct adapter adapter;
+	struct buf weights = {0};
 	fixture_open(&f, name);
 	fixture_base(&f, dtype, true);
 	if (!strchr(name, '/')) { /* plain LoRA */
@@ -220,7 +221,7 @@ static void steps_allocate_nothing(const char *name, enum dtype dtype)
 		assert_nothing_since(before);
 	}
 	assert_int_equal(device_calls, 0);
-	adapter_of(&adapter, s);
+	adapter_of(&adapter, &weights, s);
 	train_session_free(s);
 
 	struct generate_options o = {.max_new_tokens = 6, .temperature = 1};
@@ -235,6 +236,7 @@ static void steps_allocate_nothing(const char *name, enum dtype dtype)
 	assert_nothing_since(before);
 	generator_free(g);
 	adapter_deinit(&adapter);
+	buf_deinit(&weights);
 	fixture_close(&f);
 }
 

@@ -127,7 +127,7 @@ static void test_config_options(void **state)
 			"'lora_alpha' is"},
 		{"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"lora_dropout\":1.5}",
 			"'lora_dropout' is"},
-		{"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"init_lora_weights\":\"pissa\"}",
+		{"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"init_lora_weights\":\"pissa_niter_4\"}",
 			"changes "
 			"the base weights"},
 		{"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"init_lora_weights\":\"loftq\"}",
