@@ -6,8 +6,8 @@
 BUILD is a release build that has bench_kernels, PATH SmolLM2-135M (GGUF or folder), GSM8K a folder with
 train.jsonl. Each round runs, for f32 and for bf16: the speed of a large product, then a job through the
 daemon (LoRA r 16, alpha 32, all seven projections, 4 sequences a step, sequential). The share of the peak
-is that job's FLOPs (as `peftctl plan` counts them) a second over the large product's just before. Medians of
-the rounds; a job's own figure is the median over its steps without the first two.
+is that job's FLOPs (as `peftctl plan` counts them: attention at the longest row, so some percent too many
+where rows are shorter) a second over the large product's just before. Medians of the rounds; a job's own figure is the median over its steps without the first two.
 """
 
 import argparse
