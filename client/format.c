@@ -95,7 +95,7 @@ char *format_figure(char out[FORMAT_SIZE], double v, int digits)
 	} else if (a != 0 && (a < 1e-3 || a >= 1e7)) {
 		snprintf(out, FORMAT_SIZE, "%.*e", digits - 1, v);
 	} else {
-		int before = a < 1 ? 1 : (int)floor(log10(a)) + 1;
+		int before = a == 0 ? 1 : (int)floor(log10(a)) + 1;
 		snprintf(out, FORMAT_SIZE, "%.*f", before < digits ? digits - before : 0, v);
 	}
 	return out;

@@ -44,6 +44,8 @@ static void test_figures(void **state)
 	assert_string_equal(format_figure(t, 1.23456, 4), "1.235");
 	assert_string_equal(format_figure(t, 0, 4), "0.000");
 	assert_string_equal(format_figure(t, 2e-4, 3), "2.00e-04");
+	assert_string_equal(format_figure(t, 0.00251, 3), "0.00251");
+	assert_string_equal(format_figure(t, 0.5, 3), "0.500");
 	assert_string_equal(format_figure(t, 12345.6, 4), "12346");
 	assert_string_equal(format_figure(t, NAN, 4), "NaN");
 	assert_string_equal(format_figure(t, -INFINITY, 4), "-inf");

@@ -19,7 +19,7 @@ def read_rows(path, n):
 
 
 class Daemon:
-    def __init__(self, build):
+    def __init__(self, build, threads=0):
         self.bin = {}
         for name in ("peftd", "peftctl"):
             found = [p for p in pathlib.Path(build).rglob(name) if p.is_file()]
@@ -31,7 +31,7 @@ class Daemon:
         self.log = open(os.path.join(self.dir, "log"), "w", encoding="utf-8")
         self.process = subprocess.Popen(
             [self.bin["peftd"], "--state-dir", self.dir + "/state", "--endpoint", self.endpoint,
-             "--device", "cpu"], stderr=subprocess.PIPE, text=True)
+             "--device", "cpu", "--threads", str(threads)], stderr=subprocess.PIPE, text=True)
         for line in self.process.stderr:
             self.log.write(line)
             if line.rstrip().endswith("ready"):
