@@ -4,8 +4,8 @@
     bench/families.py --build BUILD --model PATH [--data FOLDER] [--seeds N] [--epochs N] [--threads N]
                       --out PREFIX
 
-The task is examples/orders: an order in plain English becomes a line of JSON. First each method looks for its
-learning rate with seed 0: of the two in METHODS the one with the better evaluation loss. Then each runs with the seeds 1 … N,
+The task is examples/orders: an order in plain English becomes a line of JSON. First each method that has two
+learning rates in METHODS looks for the better one, by evaluation loss, with seed 0. Then each runs with the seeds 1 … N,
 and LoRA with ranks 4, 8, 16, 32 at the rate that rank 16 found. All jobs go through the daemon's own sweeps;
 `peftctl compare` writes PREFIX-methods.json, PREFIX-methods.html, PREFIX-ranks.json and PREFIX-ranks.html,
 and PREFIX-rates.json holds what the search for rates saw.
@@ -24,13 +24,13 @@ from common import Daemon  # noqa: E402
 
 # Settings, and learning rates to choose from.
 METHODS = {
-    "full": ({}, (2e-5, 1e-4)),
-    "last_k": ({"k": 4}, (1e-4, 4e-4)),
+    "full": ({}, (5e-5,)),
+    "last_k": ({"k": 4}, (4e-4,)),
     "bitfit": ({}, (1e-3, 4e-3)),
-    "ln_tuning": ({}, (2e-3, 1e-2)),
-    "select": ({"parameters": [r"model\.layers\.[0-9]+\.mlp\.down_proj\.weight"]}, (1e-4, 4e-4)),
-    "lora": ({"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}, (4e-4, 1e-3)),
-    "bottleneck": ({}, (4e-4, 2e-3)),
+    "ln_tuning": ({}, (5e-3,)),
+    "select": ({"parameters": [r"model\.layers\.[0-9]+\.mlp\.down_proj\.weight"]}, (2e-4,)),
+    "lora": ({"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}, (1e-3,)),
+    "bottleneck": ({}, (1e-3,)),
     "prompt_tuning": ({"num_virtual_tokens": 20}, (3e-2, 3e-1)),
     "p_tuning": ({"num_virtual_tokens": 20, "encoder_hidden_size": 128}, (1e-3, 1e-2)),
     "prefix_tuning": ({"num_virtual_tokens": 20}, (1e-2, 5e-2)),
@@ -86,6 +86,9 @@ def main():
             daemon.ctl("dataset", "put", name, str(pathlib.Path(args.data) / (name + ".jsonl")))
         found, tried = {}, {}
         for method, (settings, rates) in METHODS.items():
+            if len(rates) == 1:
+                found[method] = rates[0]
+                continue
             sweep = submit(daemon, method, settings, None, args.epochs,
                               {"train.learning_rate": rates, "train.seed": (0,)})
             daemon.ctl("watch", sweep)

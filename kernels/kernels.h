@@ -92,8 +92,8 @@ double backend_measure_gflops(struct backend *b, enum dtype dtype);
 /* ---- frozen weights ------------------------------------------------------------------------ */
 
 /*
- * A frozen matrix W[out, in] of a linear layer, kept in the layout the product library likes best,
- * one copy for y = x·Wᵀ and one for dx = dy·W. The bytes are known before it is made.
+ * A frozen matrix W[out, in] of a linear layer, kept in the layout the products like best, where
+ * they need it one copy for y = x·Wᵀ and one for dx = dy·W. The bytes are known before it is made.
  */
 struct packed_weight;
 

@@ -68,7 +68,7 @@ static inline int64_t cpu_row_grain(int64_t cols)
 void *cpu_memory_new(size_t bytes);
 void cpu_memory_free(void *p, size_t bytes);
 
-/* ---- linear products (linear_onednn.c or linear_cblas.c) ----------------------------------- */
+/* ---- linear products (linear_onednn.c or linear_own.c) ------------------------------------ */
 
 int cpu_products_new(struct products **ret, struct backend *b, struct errmsg *err);
 void cpu_products_free(struct products *p);

@@ -78,7 +78,7 @@ static struct packed_weight *weight_random(struct parity *p, int64_t out, int64_
 	assert_int_equal(packed_weight_out(w), out);
 	assert_int_equal(packed_weight_in(w), in);
 	assert_true(packed_weight_bytes(p->b, out, in, dtype, uses) >=
-		(size_t)(2 * out * in) * dtype_size(dtype));
+		(size_t)(out * in) * dtype_size(dtype));
 	free(src);
 	*ret_values = t->v;
 	return w;
