@@ -535,7 +535,7 @@ int client_next(struct client *c, struct call *call, int timeout_ms, struct answ
 	struct errmsg *err)
 {
 	int64_t deadline = deadline_after(timeout_ms);
-	for (;;) {
+	for (bool late = false;;) {
 		if (call->head) {
 			struct incoming *in = call->head;
 			call->head = in->next;
@@ -560,9 +560,11 @@ int client_next(struct client *c, struct call *call, int timeout_ms, struct answ
 		if (r != 0) {
 			return r;
 		}
-		if (clock_monotonic_ns() >= deadline) {
+		if (late) {
 			return -ETIMEDOUT;
 		}
+		/* What has arrived already counts, even without time to wait. */
+		late = clock_monotonic_ns() >= deadline;
 		r = pump(c, left_ms(deadline, 60000));
 		if (r < 0) {
 			return r;
