@@ -12,7 +12,8 @@
 
 const struct command ctl_commands[] = {
 	{"status", "", "Show the daemon, its device, memory, models and jobs", NULL, cmd_status},
-	{"model", "add NAME PATH | ls | show NAME | rm NAME", "Register and list base models",
+	{"model", "add NAME PATH | pull ORG/NAME | ls | show NAME | rm NAME",
+		"Fetch, register and list base models",
 		"PATH is on the daemon's machine: a Hugging Face folder (config.json, tokenizer.json,\n"
 		"*.safetensors), a name from the local Hugging Face cache, or a .gguf file.", cmd_model},
 	{"dataset", "put NAME FILE... | ls | show NAME | rm NAME | inspect NAME",

@@ -20,6 +20,8 @@ enum {
 
 struct ctl;
 
+typedef int (*ctl_pull)(struct ctl *ctl, int argc, char **argv);
+
 struct command {
 	const char *name;
 	const char *args;    /* "JOB", "[FILE]"; shown behind the name */
@@ -36,7 +38,12 @@ struct ctl {
 	double timeout; /* seconds to wait for a daemon */
 	struct term term;
 	struct client *client; /* made on first use */
+	char **program_args;   /* the whole command line */
+	ctl_pull pull;         /* runs `model pull` */
 };
+
+/* peftctl as a whole; returns its exit status. Programs differ in how they pull. */
+int ctl_main(int argc, char **argv, ctl_pull pull);
 
 /* ---- errors ------------------------------------------------------------------------------ */
 

@@ -1,59 +1,50 @@
-/* peftctl: finds the command and runs it. */
+/* peftctl: the thin client. It starts in milliseconds because it loads next to nothing; the one
+ * command that needs the web is left to peftctl-pull. */
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "client/ctl.h"
+#include "util/cleanup.h"
 #include "util/util.h"
 
-static int help(struct ctl *ctl, int argc, char **argv)
+/* Replaces this process by FOLDER/peftctl-pull with the same command line; returns when it is not
+ * there. */
+static void become(struct ctl *ctl, const char *base, const char *folder)
 {
-	char *ask[] = {"peftctl", "--help", NULL};
-	int status;
-	if (argc < 2) {
-		args_parse_global(ctl, 2, ask, &status);
-		return status;
+	_cleanup_(freep) char *path = NULL;
+	if (asprintf(&path, "%s%s/peftctl-pull", base, folder) < 0) {
+		path = NULL;
+	} else {
+		execv(path, ctl->program_args);
 	}
-	const char *nearest;
-	ctl->command = ctl_find_command(argv[1], &nearest);
-	if (!ctl->command) {
-		return nearest ? ctl_usage(ctl, "no command '%s'; did you mean '%s'?", argv[1], nearest)
-			: ctl_usage(ctl, "no command '%s'", argv[1]);
-	}
-	ask[0] = argv[1];
-	return ctl->command->run(ctl, 2, ask);
 }
 
-static int run(struct ctl *ctl, int argc, char **argv)
+/* Looked for where peftd looks for its programs. */
+static int pull_elsewhere(struct ctl *ctl, int argc, char **argv)
 {
-	int status;
-	int at = args_parse_global(ctl, argc, argv, &status);
-	if (at < 0) {
-		return status;
+	static const char *const folders[] = {"/../libexec/peftd", ""};
+	const char *set = getenv("PEFTD_LIBEXEC");
+	_cleanup_(freep) char *own = realpath("/proc/self/exe", NULL);
+	char *slash = own ? strrchr(own, '/') : NULL;
+	if (set) {
+		become(ctl, set, "");
+	} else if (slash) {
+		*slash = '\0';
+		for (size_t i = 0; i < ARRAY_LEN(folders); i++) {
+			become(ctl, own, folders[i]);
+		}
 	}
-	if (at == argc) {
-		return ctl_usage(ctl, "which command?");
-	}
-	if (strcmp(argv[at], "help") == 0) {
-		return help(ctl, argc - at, argv + at);
-	}
-	const char *nearest;
-	ctl->command = ctl_find_command(argv[at], &nearest);
-	if (!ctl->command) {
-		return nearest ? ctl_usage(ctl, "no command '%s'; did you mean '%s'?", argv[at], nearest)
-			: ctl_usage(ctl, "no command '%s'", argv[at]);
-	}
-	return ctl->command->run(ctl, argc - at, argv + at);
+	struct errmsg err;
+	return ctl_fail(ctl, errmsg_set(&err, STATUS_NOT_FOUND, "peftctl-pull, which fetches models, "
+		"cannot be run (%s): it belongs beside peftctl or into ../libexec/peftd; PEFTD_LIBEXEC can "
+		"name its folder", strerror(errno)), &err);
 }
 
 int main(int argc, char **argv)
 {
-	struct ctl ctl = {.timeout = CLIENT_CONNECT_MS / 1000.0};
-	term_init(&ctl.term);
-	term_on_interrupt(NULL);
-	int status = run(&ctl, argc, argv);
-	client_free(ctl.client);
-	free(ctl.endpoint);
-	return status;
+	return ctl_main(argc, argv, pull_elsewhere);
 }

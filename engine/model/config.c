@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "engine/model/json.h"
+#include "util/json.h"
 #include "util/util.h"
 
 /* Far above any model there is, and low enough that no product of two sizes overflows. */

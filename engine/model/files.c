@@ -13,6 +13,7 @@
 
 #include "engine/model/model-internal.h"
 #include "util/cleanup.h"
+#include "util/hfcache.h"
 #include "util/util.h"
 
 DEFINE_CLEANUP(struct model_files *, model_files_free);

@@ -9,10 +9,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "engine/model/json.h"
 #include "engine/model/model-internal.h"
 #include "engine/model/safetensors.h"
 #include "util/cleanup.h"
+#include "util/json.h"
 #include "util/util.h"
 
 /* Far above what there is. Parsed JSON takes many times the room of its text. */

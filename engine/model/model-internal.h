@@ -106,7 +106,3 @@ int gguf_load(struct model_files *m, size_t file, struct errmsg *err);
  * shape, and none left over. Drops what changes nothing (a copy of tied embeddings, rotary
  * buffers). */
 int model_files_check_weights(struct model_files *m, const char *what, struct errmsg *err);
-
-/* Path of the newest snapshot of ORG/NAME in the local Hugging Face cache; the caller frees it.
- * STATUS_NOT_FOUND says where was looked. */
-int hf_cache_find(char **ret_path, const char *name, struct errmsg *err);

@@ -10,10 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/model/json.h"
 #include "engine/peft/adapter-internal.h"
 #include "engine/peft/peft.h"
 #include "util/cleanup.h"
+#include "util/json.h"
 #include "util/util.h"
 
 #define WHAT "adapter_config.json"

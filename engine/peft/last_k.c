@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/model/json.h"
 #include "engine/peft/peft.h"
+#include "util/json.h"
 
 #define DELTA_CONFIG "delta_config.json"
 

@@ -55,6 +55,12 @@ for p in daemon/core/peftd daemon/front/peftd-front; do
 	linked $p | grep -iE 'dnnl|cuda|cublas|blas|gomp'
 done | check "core and front link no engine"
 
+for p in daemon/core/peftd daemon/front/peftd-front daemon/trainer/peftd-trainer client/peftctl; do
+	linked $p | grep -i libcurl
+done | check "only peftctl-pull links libcurl"
+
+linked daemon/core/peftd | grep -i jansson | check "the core reads no JSON"
+
 sources util kernels engine store daemon client | xargs grep -nE '#include *".*pb-c\.h"' |
 	grep -vE '^(store/record[a-z_-]*\.[ch]|daemon/[a-z]+/convert[a-z_-]*\.[ch]|daemon/front/[a-z_-]*\.[ch]|client/[a-z_-]+\.[ch]):' |
 	check "only record.c, the converters of core and trainer, the front and the client see *.pb-c.h"

@@ -1,4 +1,4 @@
-#include "engine/model/json.h"
+#include "util/json.h"
 
 #include <errno.h>
 #include <inttypes.h>
