@@ -173,12 +173,20 @@ static int store_u64(struct ctl *ctl, const struct opt *o, const char *text)
 	return 0;
 }
 
+bool args_dtype(const char *text)
+{
+	return strcmp(text, "f32") == 0 || strcmp(text, "bf16") == 0;
+}
+
 static int store_double(struct ctl *ctl, const struct opt *o, const char *text)
 {
 	char *end;
 	double v = strtod(text, &end);
-	if (end == text || *end != '\0' || !isfinite(v)) {
+	if (end == text || *end != '\0') {
 		return ctl_usage(ctl, "--%s %s: not a number", o->name, text);
+	}
+	if (!isfinite(v)) {
+		return ctl_usage(ctl, "--%s %s: it must be a finite number", o->name, text);
 	}
 	*(struct opt_double *)o->dest = (struct opt_double){true, v};
 	return 0;

@@ -54,7 +54,8 @@ static void json_parts(struct jsonw *j, const char *key, const ProtobufCMessage 
 	jsonw_close(j, '}');
 }
 
-static void json_inference(struct jsonw *j, const Peftd__V1__Plan *p)
+static void json_inference(struct jsonw *j, const Peftd__V1__Plan *p,
+	const Peftd__V1__InferenceTimes *t)
 {
 	jsonw_key(j, "inference");
 	jsonw_open(j, '{');
@@ -68,6 +69,10 @@ static void json_inference(struct jsonw *j, const Peftd__V1__Plan *p)
 	} else {
 		jsonw_null(j);
 	}
+	key_u64(j, "tokens", t, t ? t->tokens : 0);
+	key_double(j, "base_seconds", t ? t->base_seconds : NAN);
+	key_double(j, "unmerged_seconds", t ? t->unmerged_seconds : NAN);
+	key_double(j, "merged_seconds", t && t->has_merged_seconds ? t->merged_seconds : NAN);
 	jsonw_close(j, '}');
 }
 
@@ -110,7 +115,7 @@ static void json_row(struct jsonw *j, const struct compare_row *row)
 	key_double(j, "seconds", row->seconds);
 	key_double(j, "tokens_per_second", row->tokens / row->seconds);
 	key_double(j, "step_seconds_median", row->step_seconds);
-	json_inference(j, p);
+	json_inference(j, p, job->inference);
 	jsonw_close(j, '}');
 }
 
@@ -181,13 +186,19 @@ static void seconds(struct table *t, double v)
 	table_cell(t, "%s", isnan(v) || v <= 0 ? "-" : format_duration(a, v));
 }
 
+/* Of the bare base's forward time. */
+static void times(struct table *t, double ratio)
+{
+	table_cell(t, isnan(ratio) ? "-" : "%.2f x", ratio);
+}
+
 static void print_jobs(const struct comparison *c)
 {
 	static const char *const names[] = {"JOB", "NAME", "METHOD", "VARIANT", "STATE", "STEP",
 		"TRAINABLE", "SHARE", "LOSS", "BEST EVAL_LOSS", "TIME", "TOKENS/S", "STEP TIME",
-		"+FLOPS/TOKEN"};
+		"+FLOPS/TOKEN", "FORWARD", "MERGED"};
 	static const ProtobufCBinaryData none;
-	_cleanup_(table_deinit) struct table t = {.columns = ARRAY_LEN(names), .right = 1 | 0x3FE0};
+	_cleanup_(table_deinit) struct table t = {.columns = ARRAY_LEN(names), .right = 1 | 0xFFE0};
 	char a[FORMAT_SIZE];
 	heads(&t, names, ARRAY_LEN(names));
 	for (size_t i = 0; i < c->n; i++) {
@@ -209,6 +220,8 @@ static void print_jobs(const struct comparison *c)
 		seconds(&t, row->step_seconds);
 		table_cell(&t, "%s", p && p->has_inference_flops_per_token
 			? format_count(a, (uint64_t)p->inference_flops_per_token) : "-");
+		times(&t, row->unmerged_ratio);
+		times(&t, row->merged_ratio);
 	}
 	table_print(&t, stdout);
 }

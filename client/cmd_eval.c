@@ -77,6 +77,12 @@ int cmd_eval(struct ctl *ctl, int argc, char **argv)
 	if (!model || !dataset) {
 		return ctl_usage(ctl, "eval needs --model NAME and --dataset NAME");
 	}
+	if (max_length.value < 1) {
+		return ctl_usage(ctl, "--max-length 0: at least 1");
+	}
+	if (!args_dtype(dtype)) {
+		return ctl_usage(ctl, "--dtype %s: f32 or bf16", dtype);
+	}
 	if (step.given && !adapter) {
 		return ctl_usage(ctl, "--step goes with --adapter JOB");
 	}

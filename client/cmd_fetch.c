@@ -16,6 +16,16 @@ struct fetch_options {
 	bool best, merge;
 };
 
+/* A copy without those at its end. */
+static char *without_slashes(const char *path)
+{
+	char *dir = strdup(path);
+	for (size_t n = dir ? strlen(dir) : 0; n > 1 && dir[n - 1] == '/'; n--) {
+		dir[n - 1] = '\0';
+	}
+	return dir;
+}
+
 static int check_options(struct ctl *ctl, const struct fetch_options *o)
 {
 	if (o->format && strcmp(o->format, "gguf") == 0) {
@@ -31,7 +41,10 @@ static int check_options(struct ctl *ctl, const struct fetch_options *o)
 	if (o->output && !o->output[0]) {
 		return ctl_usage(ctl, "-o needs the name of a folder");
 	}
-	return 0;
+	struct errmsg err = {0};
+	_cleanup_(freep) char *dir = o->output ? without_slashes(o->output) : NULL;
+	int r = dir ? transfer_check_place(dir, &err) : o->output ? -ENOMEM : 0;
+	return r ? ctl_fail(ctl, r, &err) : 0;
 }
 
 static int ask(struct ctl *ctl, uint64_t job, const struct fetch_options *o, Peftd__V1__Reply **ret)
@@ -46,7 +59,8 @@ static int ask(struct ctl *ctl, uint64_t job, const struct fetch_options *o, Pef
 	req.what_case = PEFTD__V1__REQUEST__WHAT_FETCH;
 	req.fetch = &f;
 	_cleanup_(msg_freep) Peftd__V1__Reply *reply = NULL;
-	int status = ctl_call(ctl, &req, CLIENT_QUICK_MS, &reply);
+	/* Merging takes the time that it takes: the base is read and the result compared. */
+	int status = ctl_call(ctl, &req, o->merge ? -1 : CLIENT_QUICK_MS, &reply);
 	if (status == 0) {
 		status = ctl_expect(ctl, reply, PEFTD__V1__REPLY__WHAT_FETCH);
 	}
@@ -54,6 +68,11 @@ static int ask(struct ctl *ctl, uint64_t job, const struct fetch_options *o, Pef
 		struct errmsg err;
 		status = ctl_fail(ctl, errmsg_set(&err, STATUS_INTERNAL, "the daemon names no content"),
 			&err);
+	}
+	if (status == 0 && o->merge != (reply->fetch->merge != NULL)) {
+		struct errmsg err;
+		status = ctl_fail(ctl, errmsg_set(&err, STATUS_INTERNAL, "the daemon gives something else "
+			"than what was asked for: update it, or leave --merge away"), &err);
 	}
 	if (status == 0) {
 		*ret = steal_ptr(reply);
@@ -67,19 +86,34 @@ static char *destination(const struct fetch_options *o, const Peftd__V1__FetchRe
 {
 	char *dir = NULL;
 	if (o->output) {
-		dir = strdup(o->output);
-		for (size_t n = dir ? strlen(dir) : 0; n > 1 && dir[n - 1] == '/'; n--) {
-			dir[n - 1] = '\0';
-		}
+		dir = without_slashes(o->output);
 	} else if (!f->has_folder_name || proto_name(&f->folder_name, "folder", &dir, NULL) != 0) {
 		dir = asprintf(&dir, "job-%llu", (unsigned long long)job) < 0 ? NULL : dir;
 	}
 	return dir;
 }
 
-static void print_result(struct ctl *ctl, const struct download *d)
+/* How far the merged model is from base and adapter. */
+static void print_report(struct ctl *ctl, const Peftd__V1__MergeReport *m)
+{
+	_cleanup_(buf_deinit) struct buf words = {0};
+	const char *weights = (const char *)m->base_weights.data;
+	if (m->has_base_weights &&
+		term_escape(&words, weights, m->base_weights.len, 0) == 0 && buf_cstr(&words)) {
+		ctl_note(ctl, "merged in float32 onto the base's weights (%s)", (char *)words.data);
+	}
+	ctl_note(ctl, "its logits differ from those of base and adapter by at most %.2g, on average "
+		"%.2g (the largest is %.3g; %u positions in %u rows of the dataset)", m->drift_max,
+			m->drift_mean, m->logit_max, m->positions, m->rows);
+}
+
+static void print_result(struct ctl *ctl, const struct download *d,
+	const Peftd__V1__MergeReport *merge)
 {
 	if (!ctl->json) {
+		if (merge) {
+			print_report(ctl, merge);
+		}
 		if (d->was_there) {
 			ctl_note(ctl, "%s is already there, complete and the same", d->dir);
 		}
@@ -100,6 +134,10 @@ static void print_result(struct ctl *ctl, const struct download *d)
 	jsonw_key(&j, "was_there");
 	jsonw_bool(&j, d->was_there);
 	jsonw_members(&j, &d->blob->base);
+	if (merge) {
+		jsonw_key(&j, "merge");
+		jsonw_message(&j, &merge->base);
+	}
 	jsonw_close(&j, '}');
 	jsonw_print(&j, stdout);
 }
@@ -114,12 +152,13 @@ static int bring(struct ctl *ctl, uint64_t job, const Peftd__V1__FetchReply *f, 
 	term_on_interrupt("interrupted; repeat the command to go on where it was");
 	struct errmsg err = {0};
 	struct progress p = ctl_progress(ctl);
-	struct download d = {.job = job, .step = f->step, .blob = f->blob, .dir = dir};
+	struct download d = {.job = job, .step = f->step, .blob = f->blob, .dir = dir,
+		.merged = f->merge != NULL};
 	int r = transfer_download(c, &d, &p, &err);
 	if (r != 0) {
 		return ctl_fail(ctl, r, &err);
 	}
-	print_result(ctl, &d);
+	print_result(ctl, &d, f->merge);
 	return ctl_finish(ctl, EXIT_DONE);
 }
 

@@ -175,6 +175,12 @@ int cmd_generate(struct ctl *ctl, int argc, char **argv)
 	if (temperature.value < 0) {
 		return ctl_usage(ctl, "--temperature %g: 0 or more", temperature.value);
 	}
+	if (max_new_tokens.value < 1) {
+		return ctl_usage(ctl, "--max-new-tokens 0: at least 1");
+	}
+	if (!args_dtype(dtype)) {
+		return ctl_usage(ctl, "--dtype %s: f32 or bf16", dtype);
+	}
 	if (step.given && !adapter) {
 		return ctl_usage(ctl, "--step goes with --adapter JOB");
 	}

@@ -1,3 +1,4 @@
+#include <math.h>
 #include <stdio.h>
 
 #include "client/ctl.h"
@@ -66,6 +67,25 @@ static void print_measured(const Peftd__V1__Measured *m)
 		format_bytes(d, m->activations), format_bytes(e, m->temporary));
 }
 
+static double ratio(double v, double base)
+{
+	return base > 0 ? v / base : NAN;
+}
+
+static void print_inference(const Peftd__V1__InferenceTimes *t)
+{
+	char a[FORMAT_SIZE], b[FORMAT_SIZE], c[FORMAT_SIZE];
+	printf("%-10s  %u tokens in %s ms with the bare base, %s ms unmerged (%.2f of it)", "forward",
+		t->tokens, format_figure(a, 1e3 * t->base_seconds, 3),
+		format_figure(b, 1e3 * t->unmerged_seconds, 3), ratio(t->unmerged_seconds,
+			t->base_seconds));
+	if (t->has_merged_seconds) {
+		printf(", %s ms merged (%.2f)", format_figure(c, 1e3 * t->merged_seconds, 3),
+			ratio(t->merged_seconds, t->base_seconds));
+	}
+	puts("");
+}
+
 static void print_job(const Peftd__V1__Job *job)
 {
 	char a[FORMAT_SIZE], b[FORMAT_SIZE];
@@ -101,6 +121,11 @@ static void print_job(const Peftd__V1__Job *job)
 	}
 	if (job->outcome) {
 		print_outcome(job->outcome);
+	}
+	if (job->inference) {
+		print_inference(job->inference);
+	} else if (job->state == PEFTD__V1__JOB_STATE__JOB_SUCCEEDED) {
+		printf("%-10s  -\n", "forward"); /* older than such records, or not to be measured */
 	}
 	print_checkpoints(job);
 	if (job->plan) {

@@ -142,6 +142,15 @@ static int read_events(struct ctl *ctl, struct compare_row *row, bool curves)
 	return 0;
 }
 
+static void take_inference(struct compare_row *row, const Peftd__V1__InferenceTimes *t)
+{
+	row->unmerged_ratio = row->merged_ratio = NAN;
+	if (t && t->base_seconds > 0) {
+		row->unmerged_ratio = t->unmerged_seconds / t->base_seconds;
+		row->merged_ratio = t->has_merged_seconds ? t->merged_seconds / t->base_seconds : NAN;
+	}
+}
+
 static int read_row(struct ctl *ctl, uint64_t job, bool curves, struct compare_row *row)
 {
 	*row = (struct compare_row){.loss = NAN, .eval_loss = NAN, .best_eval_loss = NAN,
@@ -151,6 +160,7 @@ static int read_row(struct ctl *ctl, uint64_t job, bool curves, struct compare_r
 		return status;
 	}
 	row->job = row->reply->job;
+	take_inference(row, row->job->inference);
 	const Peftd__V1__Outcome *o = row->job->outcome;
 	bool complete = o && o->has_step_seconds_median && format_state_is_final((int)row->job->state);
 	if (curves || !complete) {

@@ -25,6 +25,7 @@ struct compare_row {
 	double eval_loss, best_eval_loss; /* the last, and the lowest */
 	double seconds, tokens;           /* of all recorded steps */
 	double step_seconds;              /* the median */
+	double unmerged_ratio, merged_ratio; /* forward time to that of the bare base */
 	size_t group;
 	struct curve train, eval; /* only where they were asked for */
 	bool no_curves;           /* they are past their time */

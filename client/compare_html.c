@@ -92,6 +92,8 @@ static int job_row(struct buf *b, const struct compare_row *row)
 	r = r ? r : size(b, p && p->has_inference_bytes_per_token,
 		p ? p->inference_bytes_per_token : 0);
 	r = r ? r : cell(b, p && p->has_mergeable ? p->mergeable ? "yes" : "no" : "–");
+	r = r ? r : figure(b, row->unmerged_ratio);
+	r = r ? r : figure(b, row->merged_ratio);
 	return r ? r : buf_appendf(b, "</tr>\n");
 }
 
@@ -101,7 +103,8 @@ static int jobs_table(struct buf *b, const struct comparison *c)
 		"class=\"l\">method</th><th class=\"l\">variant</th><th class=\"l\">state</th><th>trainable"
 		"</th><th>%% of all</th><th>loss</th><th>best eval loss</th><th>last eval loss</th><th>time"
 		"</th><th>tokens/s</th><th>step time, median</th><th>extra FLOPs a token</th><th>extra bytes"
-		" a token</th><th>mergeable</th></tr>\n");
+		" a token</th><th>mergeable</th><th>forward time, unmerged, of the base's</th>"
+		"<th>merged</th></tr>\n");
 	for (size_t i = 0; i < c->n && r == 0; i++) {
 		r = job_row(b, &c->rows[i]);
 	}

@@ -160,6 +160,13 @@ void ctl_note(struct ctl *ctl, const char *fmt, ...)
 	free(text);
 }
 
+/* A transport and something behind it. What is wrong with that, the daemon's side says. */
+static bool endpoint_valid(const char *s)
+{
+	const char *rest = strstr(s, "://");
+	return rest && rest > s && rest[3];
+}
+
 struct client *ctl_client(struct ctl *ctl, int *ret_status)
 {
 	if (ctl->client) {
@@ -167,6 +174,11 @@ struct client *ctl_client(struct ctl *ctl, int *ret_status)
 	}
 	if (!ctl->endpoint) {
 		ctl->endpoint = client_default_endpoint();
+	}
+	if (ctl->endpoint && !endpoint_valid(ctl->endpoint)) {
+		*ret_status = ctl_usage(ctl, "endpoint '%s': not one; an endpoint looks like "
+			"ipc:///run/peftd/peftd.sock", ctl->endpoint);
+		return NULL;
 	}
 	int r = ctl->endpoint ? client_new(&ctl->client, ctl->endpoint, (int)(ctl->timeout * 1000))
 		: -ENOMEM;

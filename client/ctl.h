@@ -108,6 +108,9 @@ int args_parse(struct ctl *ctl, int argc, char **argv, const struct opt *opts, s
  * there), or -1 with *ret_status. */
 int args_parse_global(struct ctl *ctl, int argc, char **argv, int *ret_status);
 
+/* A dtype that models run in: f32 or bf16. */
+bool args_dtype(const char *text);
+
 /* A job's id: a whole number from 1 on. False otherwise. */
 bool args_job(const char *text, uint64_t *ret);
 

@@ -58,6 +58,13 @@ static int check_blob(const Peftd__V1__Blob *b, struct errmsg *err)
 		"the daemon's sizes of the adapter's files do not add up");
 }
 
+/* The directory that `path` is to be in; the caller's. */
+static char *parent_of(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	return slash ? strndup(path, slash > path ? (size_t)(slash - path) : 1) : strdup(".");
+}
+
 static char *file_name(const Peftd__V1__File *f)
 {
 	return strndup((const char *)f->name.data, f->name.len);
@@ -189,6 +196,22 @@ static int sink_write(struct sink *s, const uint8_t *data, size_t len, struct er
 	return 0;
 }
 
+static int no_parent(const char *dir, struct errmsg *err)
+{
+	_cleanup_(freep) char *parent = parent_of(dir);
+	return parent ? errmsg_set(err, STATUS_FAILED, "%s: there is no such directory; make it first, "
+		"or give -o another place", parent) : -ENOMEM;
+}
+
+int transfer_check_place(const char *dir, struct errmsg *err)
+{
+	_cleanup_(freep) char *parent = parent_of(dir);
+	if (!parent) {
+		return -ENOMEM;
+	}
+	return access(parent, F_OK) < 0 && errno == ENOENT ? no_parent(dir, err) : 0;
+}
+
 static int sink_open(struct sink *s, const struct download *d, bool fresh, struct errmsg *err)
 {
 	char digest[2 * 8 + 1];
@@ -203,7 +226,7 @@ static int sink_open(struct sink *s, const struct download *d, bool fresh, struc
 	}
 	s->blob = d->blob;
 	if (mkdir(s->path, 0777) < 0 && errno != EEXIST) {
-		return io_fault(err, s->path);
+		return errno == ENOENT ? no_parent(d->dir, err) : io_fault(err, s->path);
 	}
 	s->dir = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 	if (s->dir < 0) {
@@ -229,6 +252,7 @@ static int open_stream(struct client *c, const struct download *d, uint64_t offs
 	read.offset = offset;
 	read.has_credit = true;
 	read.credit = TRANSFER_WINDOW;
+	read.has_merge = read.merge = d->merged;
 	Peftd__V1__Request req = PEFTD__V1__REQUEST__INIT;
 	req.id = (ProtobufCBinaryData){REQUEST_ID_SIZE, id};
 	req.what_case = PEFTD__V1__REQUEST__WHAT_READ;

@@ -49,8 +49,12 @@ struct download {
 	uint64_t job, step;
 	const Peftd__V1__Blob *blob; /* of the FetchReply */
 	const char *dir;             /* where it is to be */
+	bool merged;                 /* as FETCH was asked */
 	bool was_there;              /* set when it was already, complete and equal */
 };
+
+/* Whether there is a directory for `dir` to be in: before a daemon works for it. STATUS_FAILED. */
+int transfer_check_place(const char *dir, struct errmsg *err);
 
 /*
  * Brings a blob's files into `dir`. They are written to a folder DIR.part-<digest> beside it, where

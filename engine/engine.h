@@ -146,12 +146,44 @@ int train_session_restore(struct train_session *s, const struct adapter *adapter
 int engine_eval(struct base_model *base, const struct adapter *adapter, const struct samples *samples,
 	struct eval_metrics *ret, struct errmsg *err);
 
+/* For comparing two models: logits at the last of the first tokens of some rows. */
+enum { PROBE_ROWS = 8, PROBE_TOKENS = 64, PROBE_LAST = 8 };
+size_t engine_probe_size(const struct samples *s); /* vectors of logits that there are to compare */
+/* ret[engine_probe_size(), vocab_size] of base + adapter (NULL: base alone). */
+int engine_probe(struct base_model *base, const struct adapter *adapter, const struct samples *s,
+	float *ret, struct errmsg *err);
+
+struct logit_drift {
+	double max, mean; /* absolute differences */
+	double largest;   /* logit of the first, absolute */
+	uint64_t rows, positions;
+};
+/* Of two probes of the same samples. STATUS_FAILED where one holds what is no number. */
+int engine_drift(struct logit_drift *ret, const struct samples *s, int64_t vocab_size,
+	const float *a, const float *b, struct errmsg *err);
+
+/* Seconds of a forward pass over the same tokens with what a prompt takes: medians of passes that
+ * alternate. */
+struct forward_times {
+	int64_t tokens, passes; /* passes: of each */
+	double base, unmerged;
+	double merged; /* 0 where the adapter cannot be merged */
+};
+/* Base alone against base + adapter, with tokens of `s`. A merged model is a model of the base's
+ * shapes, so its passes are more of the base's graph. No round of passes begins after `seconds`;
+ * the first is always done. memory_limit: bytes that it may take besides the base.
+ * STATUS_WONT_FIT. */
+int engine_measure_forward(struct forward_times *ret, struct base_model *base,
+	const struct adapter *adapter, const struct samples *s, double seconds, uint64_t memory_limit,
+	struct errmsg *err);
+
 struct generate_options {
 	int64_t max_new_tokens;
 	double temperature; /* 0: greedy */
 	uint64_t seed;
 	const int32_t *stop_ids;
 	size_t n_stop_ids;
+	uint64_t memory_limit; /* bytes on the device besides the base; 0: none. STATUS_WONT_FIT */
 };
 struct generator;
 

@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -93,13 +94,25 @@ int proto_str(const ProtobufCBinaryData *b, const char *what, char **ret, struct
 	return 0;
 }
 
+/* Its beginning, in characters that any terminal takes. */
+static const char *show_name(const ProtobufCBinaryData *b, char *out, size_t cap)
+{
+	size_t n = b->len < cap - 4 ? b->len : cap - 4;
+	for (size_t i = 0; i < n; i++) {
+		out[i] = b->data[i] >= ' ' && b->data[i] < 0x7F ? (char)b->data[i] : '?';
+	}
+	snprintf(out + n, cap - n, "%s", n < b->len ? "..." : "");
+	return out;
+}
+
 int proto_name(const ProtobufCBinaryData *b, const char *what, char **ret, struct errmsg *err)
 {
 	if (!name_valid(b->data, b->len)) {
+		char shown[64];
 		return errmsg_set(err, STATUS_INVALID,
-			"%s: not a name; names have 1 to 128 bytes of UTF-8, no '/' and no control "
+			"%s '%s': that is no name; names have 1 to 128 bytes of UTF-8, no '/' and no control "
 			"characters, and do not begin with '.' or '-'",
-			what);
+			what, show_name(b, shown, sizeof(shown)));
 	}
 	return proto_str(b, what, ret, err);
 }

@@ -361,6 +361,7 @@ struct job_msg {
 	Peftd__V1__JobRecord m;
 	struct blob_msg dataset, eval_dataset, init_adapter;
 	Peftd__V1__Measured measured;
+	Peftd__V1__InferenceTimes inference;
 	Peftd__V1__Outcome outcome;
 	Peftd__V1__Checkpoint *checkpoints;
 	Peftd__V1__Checkpoint **pointers;
@@ -485,6 +486,16 @@ static void job_msg_tradeoffs(struct job_msg *msg, const struct store_job *j)
 		SET(m, best_eval_loss, o->best_eval_loss);
 		msg->m.outcome = m;
 	}
+	if (j->inference.tokens > 0) {
+		Peftd__V1__InferenceTimes *m = &msg->inference;
+		*m = (Peftd__V1__InferenceTimes)PEFTD__V1__INFERENCE_TIMES__INIT;
+		SET(m, tokens, j->inference.tokens);
+		SET(m, passes, j->inference.passes);
+		SET(m, base_seconds, j->inference.base);
+		SET(m, unmerged_seconds, j->inference.unmerged);
+		SET(m, merged_seconds, j->inference.merged);
+		msg->m.inference = m;
+	}
 	if (j->sweep > 0) {
 		SET(&msg->m, sweep, j->sweep);
 		SET(&msg->m, sweep_size, j->sweep_size);
@@ -503,6 +514,11 @@ static void read_tradeoffs(const Peftd__V1__JobRecord *m, struct store_job *out)
 		const Peftd__V1__Outcome *in = m->outcome;
 		out->outcome = (struct store_outcome){in->steps, in->tokens, in->seconds,
 			in->step_seconds_median, in->best_eval_step, in->eval_loss, in->best_eval_loss};
+	}
+	if (m->inference) {
+		const Peftd__V1__InferenceTimes *in = m->inference;
+		out->inference = (struct store_inference){in->tokens, in->passes, in->base_seconds,
+			in->unmerged_seconds, in->merged_seconds};
 	}
 	out->sweep = m->sweep;
 	out->sweep_size = m->sweep_size;

@@ -209,6 +209,13 @@ struct store_outcome {
 	double eval_loss, best_eval_loss; /* the last, and that of best_eval_step */
 };
 
+/* Seconds of a forward pass when the job was trained; tokens 0: not known, merged 0: it cannot be.
+ */
+struct store_inference {
+	uint32_t tokens, passes;
+	double base, unmerged, merged;
+};
+
 struct store_job {
 	uint64_t id;
 	uint8_t request_id[16];
@@ -233,6 +240,7 @@ struct store_job {
 	uint64_t measured_arena, measured_peak_rss;
 	struct store_measured measured;
 	struct store_outcome outcome;
+	struct store_inference inference;
 	uint64_t sweep; /* the id of the sweep's first job, after which the others come; 0: none */
 	uint32_t sweep_size;
 	char *variant; /* its own settings in the sweep, for people; may be NULL */

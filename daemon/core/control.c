@@ -9,7 +9,8 @@
 
 static int not_found(struct core *c, const struct request *req)
 {
-	return answer_status(c, req->session, req->id, STATUS_NOT_FOUND, "there is no job %llu",
+	return answer_status(c, req->session, req->id, STATUS_NOT_FOUND, 
+		"there is no job %llu; `peftctl list` lists those there are",
 		(unsigned long long)req->job);
 }
 
@@ -93,7 +94,8 @@ static int list(struct core *c, const struct request *req)
 	if (r == 0 && req->of_sweep) {
 		r = list_sweep(&l);
 		if (r == STATUS_NOT_FOUND) {
-			return answer_status(c, req->session, req->id, r, "there is no sweep s%llu",
+			return answer_status(c, req->session, req->id, r, 
+				"there is no sweep s%llu; `peftctl list` shows those of its jobs",
 				(unsigned long long)req->of_sweep);
 		}
 	} else if (r == 0) {

@@ -133,7 +133,7 @@ static int take_watch(const Peftd__V1__WatchRequest *m, struct request *r, struc
 static int take_dataset_put(
 	const Peftd__V1__DatasetPutRequest *m, struct request *r, struct errmsg *err)
 {
-	int e = proto_name(&m->name, "name", &r->name, err);
+	int e = proto_name(&m->name, "the dataset's name", &r->name, err);
 	e = e ? e : take_files(m->blob, "blob", &r->blob, err);
 	e = e ? e
 		  : take_text(m->has_prompt_field, &m->prompt_field, "prompt_field", &r->prompt_field, err);
@@ -145,7 +145,7 @@ static int take_dataset_put(
 static int take_model_add(
 	const Peftd__V1__ModelAddRequest *m, struct request *r, struct errmsg *err)
 {
-	int e = proto_name(&m->name, "name", &r->name, err);
+	int e = proto_name(&m->name, "the model's name", &r->name, err);
 	if (e == 0 && (m->path.len == 0 || m->path.len > 4096)) {
 		e = errmsg_set(err, STATUS_INVALID, "path: %zu bytes; it has 1 to 4096", m->path.len);
 	}
@@ -187,7 +187,7 @@ static int take_generate(const Peftd__V1__GenerateRequest *m, struct request *r,
 static int take_inspect(
 	const Peftd__V1__DatasetInspectRequest *m, struct request *r, struct errmsg *err)
 {
-	int e = proto_name(&m->name, "name", &r->name, err);
+	int e = proto_name(&m->name, "the dataset's name", &r->name, err);
 	e = e ? e : proto_name(&m->model, "model", &r->model, err);
 	return e ? e : take_body(m, r);
 }
@@ -210,6 +210,7 @@ static int take_read(const Peftd__V1__ReadRequest *m, struct request *r)
 	r->step = m->step;
 	r->offset = m->offset;
 	r->credit = m->credit;
+	r->merge = m->has_merge && m->merge;
 	return 0;
 }
 
@@ -227,10 +228,10 @@ static int take_request(const Peftd__V1__Request *m, struct request *r, struct e
 		return 0;
 	case PEFTD__V1__REQUEST__WHAT_MODEL_SHOW:
 		r->kind = REQUEST_MODEL_SHOW;
-		return proto_name(&m->model_show->name, "name", &r->name, err);
+		return proto_name(&m->model_show->name, "the model's name", &r->name, err);
 	case PEFTD__V1__REQUEST__WHAT_MODEL_REMOVE:
 		r->kind = REQUEST_MODEL_REMOVE;
-		return proto_name(&m->model_remove->name, "name", &r->name, err);
+		return proto_name(&m->model_remove->name, "the model's name", &r->name, err);
 	case PEFTD__V1__REQUEST__WHAT_UPLOAD_BEGIN:
 		r->kind = REQUEST_UPLOAD_BEGIN;
 		return take_files(m->upload_begin->blob, "blob", &r->blob, err);
@@ -245,10 +246,10 @@ static int take_request(const Peftd__V1__Request *m, struct request *r, struct e
 		return 0;
 	case PEFTD__V1__REQUEST__WHAT_DATASET_SHOW:
 		r->kind = REQUEST_DATASET_SHOW;
-		return proto_name(&m->dataset_show->name, "name", &r->name, err);
+		return proto_name(&m->dataset_show->name, "the dataset's name", &r->name, err);
 	case PEFTD__V1__REQUEST__WHAT_DATASET_REMOVE:
 		r->kind = REQUEST_DATASET_REMOVE;
-		return proto_name(&m->dataset_remove->name, "name", &r->name, err);
+		return proto_name(&m->dataset_remove->name, "the dataset's name", &r->name, err);
 	case PEFTD__V1__REQUEST__WHAT_DATASET_INSPECT:
 		r->kind = REQUEST_DATASET_INSPECT;
 		return take_inspect(m->dataset_inspect, r, err);

@@ -72,6 +72,17 @@ static void build_measured(const struct store_measured *in, Peftd__V1__Measured 
 	set_value(m, arena, in->arena);
 }
 
+static void build_inference(const struct store_inference *in, Peftd__V1__InferenceTimes *m)
+{
+	set_value(m, tokens, in->tokens);
+	set_value(m, passes, in->passes);
+	set_value(m, base_seconds, in->base);
+	set_value(m, unmerged_seconds, in->unmerged);
+	if (in->merged > 0) {
+		set_value(m, merged_seconds, in->merged);
+	}
+}
+
 /* What is known of it; a job that was stored before these were recorded has less. */
 static void build_tradeoffs(struct scratch *s, const struct store_job *j, Peftd__V1__Job *m)
 {
@@ -85,6 +96,13 @@ static void build_tradeoffs(struct scratch *s, const struct store_job *j, Peftd_
 		m->measured = scratch_message(s, Peftd__V1__Measured, PEFTD__V1__MEASURED__INIT);
 		if (m->measured) {
 			build_measured(&j->measured, m->measured);
+		}
+	}
+	if (j->inference.tokens > 0) {
+		m->inference = scratch_message(s, Peftd__V1__InferenceTimes,
+			PEFTD__V1__INFERENCE_TIMES__INIT);
+		if (m->inference) {
+			build_inference(&j->inference, m->inference);
 		}
 	}
 	if (j->sweep > 0) {

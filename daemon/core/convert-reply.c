@@ -207,13 +207,13 @@ int reply_read(struct packed *ret, const uint8_t *id, uint64_t offset, bool more
 	return pack_message(&r.m, ret);
 }
 
-int reply_output(
-	struct packed *ret, const uint8_t *id, bool inspect_row, const struct packed *output)
+int reply_output(struct packed *ret, const uint8_t *id, enum output_kind kind,
+	const struct packed *output)
 {
 	_cleanup_(scratch_deinit) struct scratch s = {0};
 	struct reply r;
 	set_more(reply_init(&r, id), true);
-	if (inspect_row) {
+	if (kind == OUTPUT_INSPECT_ROW) {
 		r.m.what_case = PEFTD__V1__REPLY__WHAT_INSPECT_ROW;
 		r.m.inspect_row = scratch_unpack(&s, &peftd__v1__inspect_row__descriptor, output);
 	} else {
@@ -223,9 +223,11 @@ int reply_output(
 	return scratch_pack(&s, &r.m, ret);
 }
 
-int reply_result(struct packed *ret, const uint8_t *id, const struct task_result *result)
+int reply_result(struct packed *ret, const uint8_t *id, const struct task_result *result,
+	const char *folder_name)
 {
 	_cleanup_(scratch_deinit) struct scratch s = {0};
+	Peftd__V1__FetchReply fetch;
 	struct reply r;
 	reply_init(&r, id);
 	const struct packed *p = &result->packed;
@@ -241,6 +243,15 @@ int reply_result(struct packed *ret, const uint8_t *id, const struct task_result
 	case ANSWER_INSPECT:
 		r.m.what_case = PEFTD__V1__REPLY__WHAT_INSPECT_SUMMARY;
 		r.m.inspect_summary = scratch_unpack(&s, &peftd__v1__inspect_summary__descriptor, p);
+		break;
+	case ANSWER_MERGE:
+		r.m.what_case = PEFTD__V1__REPLY__WHAT_FETCH;
+		r.m.fetch = scratch_unpack(&s, &peftd__v1__fetch_reply__descriptor, p);
+		if (r.m.fetch) {
+			fetch = *r.m.fetch; /* a copy, for the name is not the message's */
+			r.m.fetch = &fetch;
+			set_text(&fetch, folder_name, folder_name);
+		}
 		break;
 	default:
 		break;

@@ -203,6 +203,36 @@ static void build_dataset_inspect(
 	}
 }
 
+static void build_merge(
+	struct scratch *s, const struct task_spec *t, const struct inputs *in, Peftd__V1__Task *task)
+{
+	Peftd__V1__MergeTask *m = scratch_message(s, Peftd__V1__MergeTask, PEFTD__V1__MERGE_TASK__INIT);
+	if (m) {
+		m->job = t->job;
+		m->step = t->step;
+		m->spec = scratch_unpack(s, &peftd__v1__job_spec__descriptor, &t->spec);
+		m->dataset = in->dataset;
+		m->adapter = in->adapter;
+		task->what_case = PEFTD__V1__TASK__WHAT_MERGE;
+		task->merge = m;
+	}
+}
+
+static void build_merge_read(
+	struct scratch *s, const struct task_spec *t, const struct inputs *in, Peftd__V1__Task *task)
+{
+	Peftd__V1__MergeReadTask *m =
+		scratch_message(s, Peftd__V1__MergeReadTask, PEFTD__V1__MERGE_READ_TASK__INIT);
+	if (m) {
+		m->job = t->job;
+		m->step = t->step;
+		m->adapter = in->adapter;
+		m->offset = t->offset;
+		task->what_case = PEFTD__V1__TASK__WHAT_MERGE_READ;
+		task->merge_read = m;
+	}
+}
+
 static Peftd__V1__Task *build_task(struct scratch *s, const struct task_spec *t)
 {
 	Peftd__V1__Task *task = scratch_message(s, Peftd__V1__Task, PEFTD__V1__TASK__INIT);
@@ -248,6 +278,12 @@ static Peftd__V1__Task *build_task(struct scratch *s, const struct task_spec *t)
 		break;
 	case TASK_DATASET_INSPECT:
 		build_dataset_inspect(s, t, &in, task);
+		break;
+	case TASK_MERGE:
+		build_merge(s, t, &in, task);
+		break;
+	case TASK_MERGE_READ:
+		build_merge_read(s, t, &in, task);
 		break;
 	}
 	return s->failed ? NULL : task;

@@ -108,7 +108,7 @@ static int take_names(const Peftd__V1__JobSpec *m, struct spec *s, struct errmsg
 	int r = proto_name(&m->model, "model", &s->model, err);
 	r = r ? r : proto_name(&m->dataset, "dataset", &s->dataset, err);
 	if (r == 0 && m->has_name && m->name.len > 0) {
-		r = proto_name(&m->name, "name", &s->name, err);
+		r = proto_name(&m->name, "the job's name", &s->name, err);
 	}
 	if (r == 0 && m->has_eval_dataset && m->eval_dataset.len > 0) {
 		r = proto_name(&m->eval_dataset, "eval_dataset", &s->eval_dataset, err);

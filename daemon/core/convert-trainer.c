@@ -98,9 +98,14 @@ static int output(const Peftd__V1__TaskOutput *m, struct event *ret, struct errm
 	ret->task = m->task;
 	switch (m->what_case) {
 	case PEFTD__V1__TASK_OUTPUT__WHAT_INSPECT_ROW:
-		ret->output.inspect_row = true;
+		ret->output.kind = OUTPUT_INSPECT_ROW;
 		return pack_message(m->inspect_row, &ret->output.packed);
+	case PEFTD__V1__TASK_OUTPUT__WHAT_MERGED:
+		ret->output.kind = OUTPUT_MERGED;
+		ret->output.offset = m->merged->offset;
+		return 0;
 	case PEFTD__V1__TASK_OUTPUT__WHAT_GENERATE:
+		ret->output.kind = OUTPUT_GENERATE;
 		return pack_message(m->generate, &ret->output.packed);
 	default:
 		return errmsg_set(err, STATUS_INTERNAL, "an output that says nothing");
@@ -140,6 +145,17 @@ static int take_dataset(const Peftd__V1__Dataset *m, struct task_result *t, stru
 				   &t->completion_field, err);
 }
 
+static int take_merge(const Peftd__V1__FetchReply *m, struct task_result *t, struct errmsg *err)
+{
+	_cleanup_(store_files_deinit) struct store_files files = {0};
+	t->answer = ANSWER_MERGE;
+	if (!m->blob) {
+		return errmsg_set(err, STATUS_INTERNAL, "a merged model without its files");
+	}
+	int r = take_files(m->blob, "merged model", &files, err);
+	return r ? r : pack_message(m, &t->packed);
+}
+
 static int result(const Peftd__V1__TaskResult *m, struct event *ret, struct errmsg *err)
 {
 	struct task_result *t = &ret->result;
@@ -172,7 +188,14 @@ static int result(const Peftd__V1__TaskResult *m, struct event *ret, struct errm
 	case PEFTD__V1__TASK_RESULT__WHAT_TRAIN:
 		t->answer = ANSWER_TRAIN;
 		t->peak_rss = m->train->peak_rss;
+		if (m->train->inference) {
+			const Peftd__V1__InferenceTimes *in = m->train->inference;
+			t->inference = (struct store_inference){in->tokens, in->passes, in->base_seconds,
+				in->unmerged_seconds, in->merged_seconds};
+		}
 		return 0;
+	case PEFTD__V1__TASK_RESULT__WHAT_MERGE:
+		return take_merge(m->merge, t, err);
 	default:
 		return 0;
 	}

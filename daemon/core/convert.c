@@ -223,20 +223,6 @@ int convert_event(struct packed *ret, const struct job_event *e, uint64_t seq, u
 	return pack_message(&ev, ret);
 }
 
-int convert_mergeable(const struct packed *spec, const struct packed *plan, int *ret,
-	char **ret_method)
-{
-	_cleanup_(scratch_deinit) struct scratch s = {0};
-	const Peftd__V1__JobSpec *j = scratch_unpack(&s, &peftd__v1__job_spec__descriptor, spec);
-	const Peftd__V1__Plan *p = scratch_unpack(&s, &peftd__v1__plan__descriptor, plan);
-	if (!j || !p) {
-		return -ENOMEM;
-	}
-	*ret_method = clean_text(j->method.data, j->method.len);
-	*ret = p->has_mergeable ? p->mergeable : -1;
-	return *ret_method ? 0 : -ENOMEM;
-}
-
 double convert_step_seconds(const void *event, size_t len)
 {
 	_cleanup_(proto_freep) void *p =

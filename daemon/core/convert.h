@@ -47,11 +47,6 @@ int convert_event(struct packed *ret, const struct job_event *e, uint64_t seq, u
 /* Writes the core's decision into a packed Plan; `reason` may be NULL. */
 int convert_plan_decide(struct packed *plan, const char *decision, const char *reason);
 
-/* Whether a job's result can be merged into its base model, as its plan says: 1 or 0; -1 where a plan
- * of an older peftd says nothing. *ret_method is its method, the caller's. */
-int convert_mergeable(const struct packed *spec, const struct packed *plan, int *ret,
-	char **ret_method);
-
 /* Writes name, path and date into a packed Model. */
 int convert_model_name(struct packed *model, const char *name, const char *path, uint64_t wall_ns);
 
@@ -108,6 +103,8 @@ int reply_fetch(struct packed *ret, const uint8_t *id, const struct store_file *
 	const char *folder_name);
 int reply_read(struct packed *ret, const uint8_t *id, uint64_t offset, bool more);
 /* A part of a streamed answer, and the answer itself. */
-int reply_output(
-	struct packed *ret, const uint8_t *id, bool inspect_row, const struct packed *output);
-int reply_result(struct packed *ret, const uint8_t *id, const struct task_result *result);
+int reply_output(struct packed *ret, const uint8_t *id, enum output_kind kind,
+	const struct packed *output);
+/* `folder_name`: of ANSWER_MERGE. */
+int reply_result(struct packed *ret, const uint8_t *id, const struct task_result *result,
+	const char *folder_name);

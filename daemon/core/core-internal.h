@@ -380,6 +380,10 @@ int holds_settle(struct core *c, const struct job *j);
 int holds_shutdown(struct core *c);
 void holds_session_end(struct core *c, uint64_t session, bool all);
 int device_request(struct core *c, struct request *req); /* device.c: eval, generate */
+/* merge.c: what a merged model will be, or its bytes; takes over `req`. */
+int merge_request(struct core *c, struct request *req, const struct store_job *rec,
+	const struct store_checkpoint *k);
+int merge_output(struct core *c, struct work *w, struct event *ev);
 
 /* Looks a name up and answers when there is none: 1. */
 int find_model(

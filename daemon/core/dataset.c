@@ -89,7 +89,8 @@ static int show(struct core *c, const struct request *req)
 	int r = core_read(c, &t);
 	r = r ? r : store_dataset_get(t, req->name, &d);
 	if (r == STATUS_NOT_FOUND) {
-		return answer_status(c, req->session, req->id, r, "there is no dataset %s", req->name);
+		return answer_status(c, req->session, req->id, r,
+			"there is no dataset %s; `peftctl dataset ls` lists those there are", req->name);
 	}
 	r = r ? r : reply_dataset(&reply, req->id, &d);
 	return r ? r : answer_packed(c, req->session, &reply);
@@ -103,7 +104,8 @@ static int remove_dataset(struct core *c, const struct request *req)
 	int r = core_read(c, &t);
 	r = r ? r : store_dataset_get(t, req->name, &d);
 	if (r == STATUS_NOT_FOUND) {
-		return answer_status(c, req->session, req->id, r, "there is no dataset %s", req->name);
+		return answer_status(c, req->session, req->id, r,
+			"there is no dataset %s; `peftctl dataset ls` lists those there are", req->name);
 	}
 	if (r < 0) {
 		return r;

@@ -19,7 +19,8 @@ static int find_job_adapter(
 	int r = job_lookup(c, id, &rec, &own);
 	if (r == STATUS_NOT_FOUND) {
 		r = answer_status(c, req->session, req->id, STATUS_NOT_FOUND,
-			"adapter: there is no job %llu", (unsigned long long)id);
+			"adapter: there is no job %llu; `peftctl list` lists those there are",
+			(unsigned long long)id);
 		return r ? r : 1;
 	}
 	if (r < 0) {

@@ -102,7 +102,7 @@ struct request {
 	unsigned kinds;  /* WATCH: of enum store_event_kind; 0: all */
 	uint64_t step;   /* FETCH, READ */
 	bool best;       /* FETCH */
-	bool merge;      /* FETCH */
+	bool merge;      /* FETCH, READ */
 };
 void request_deinit(struct request *r);
 
@@ -116,6 +116,8 @@ enum task_kind {
 	TASK_MODEL_INSPECT,
 	TASK_DATASET_CHECK,
 	TASK_DATASET_INSPECT,
+	TASK_MERGE,
+	TASK_MERGE_READ,
 };
 
 enum { TASK_MAX_INPUTS = 4 };
@@ -133,10 +135,11 @@ struct task_spec {
 	struct store_files adapter; /* the initial one, or the one to use; size 0: none */
 	struct store_files resume;  /* size 0: none */
 	uint64_t resume_step;
-	struct packed spec;    /* TRAIN, PLAN: peftd.v1.JobSpec */
+	struct packed spec;    /* TRAIN, PLAN, MERGE: peftd.v1.JobSpec */
 	struct packed plan;    /* TRAIN: peftd.v1.Plan */
 	struct packed request; /* EVAL, GENERATE, DATASET_INSPECT */
 	uint64_t job;
+	uint64_t step, offset; /* MERGE, MERGE_READ */
 	uint32_t attempt;
 	double gflops_f32, gflops_bf16; /* PLAN: the device, as measured; 0: unknown */
 	uint32_t threads;
@@ -229,6 +232,7 @@ struct task_result {
 		ANSWER_DATASET,
 		ANSWER_INSPECT,
 		ANSWER_TRAIN,
+		ANSWER_MERGE,
 	} answer;
 	struct packed packed;                           /* the answer itself */
 	uint64_t total, overhead, steps;                /* PLAN */
@@ -238,6 +242,7 @@ struct task_result {
 	uint64_t rows;                                  /* DATASET */
 	char *format, *prompt_field, *completion_field; /* DATASET; may be NULL */
 	uint64_t peak_rss;                              /* TRAIN */
+	struct store_inference inference;               /* TRAIN; tokens 0: not measured */
 };
 void task_result_deinit(struct task_result *r);
 
@@ -283,8 +288,9 @@ struct event {
 		} checkpoint;    /* CHECKPOINT_BEGIN */
 		uint64_t offset; /* CHECKPOINT_CHUNK */
 		struct {
-			bool inspect_row; /* otherwise of a generation */
-			struct packed packed;
+			enum output_kind { OUTPUT_INSPECT_ROW, OUTPUT_GENERATE, OUTPUT_MERGED } kind;
+			struct packed packed; /* none of OUTPUT_MERGED, whose bytes are raw */
+			uint64_t offset;      /* OUTPUT_MERGED */
 		} output;
 		struct task_result result;
 		struct trainer_stats stats;

@@ -69,24 +69,6 @@ static void measure_folder(struct stream *s)
 	}
 }
 
-/* Of what a method trains not all can be put into weights of the base's shape; which, the plan has
- * said. What could be is not merged by this version, and that is said rather than the adapter sent. */
-static int refuse_merge(struct core *c, const struct request *req, const struct store_job *rec)
-{
-	_cleanup_(freep) char *method = NULL;
-	int mergeable = -1;
-	int r = convert_mergeable(&rec->spec, &rec->plan, &mergeable, &method);
-	if (r < 0) {
-		return r;
-	}
-	return answer_status(c, req->session, req->id, STATUS_INVALID,
-		mergeable == 0 ? "job %llu cannot be merged: what %s trains here has no place in the base "
-						 "model's weights; without --merge its result comes as a folder"
-					   : "job %llu (%s) is not merged: this version of the daemon does not merge; "
-						 "without --merge its result comes as a folder",
-		(unsigned long long)rec->id, method);
-}
-
 static int name_folder(struct stream *s, const struct store_job *rec)
 {
 	int n = rec->name ? asprintf(&s->folder_name, "%s", rec->name)
@@ -100,7 +82,7 @@ static int name_folder(struct stream *s, const struct store_job *rec)
 
 /* 1: answered. */
 static int prepare_content(
-	struct core *c, const struct request *req, struct stream *s, const struct store_job *rec)
+	struct core *c, struct request *req, struct stream *s, const struct store_job *rec)
 {
 	const struct store_checkpoint *k = job_checkpoint(rec, req->step, req->best);
 	unsigned long long id = rec->id;
@@ -120,7 +102,7 @@ static int prepare_content(
 		return r ? r : 1;
 	}
 	if (req->merge) {
-		r = refuse_merge(c, req, rec);
+		r = merge_request(c, req, rec, k);
 		return r ? r : 1;
 	}
 	r = store_files_copy(&s->content, &k->content);
@@ -148,7 +130,8 @@ int stream_request(struct core *c, struct request *req)
 	const struct store_job *rec;
 	int r = job_lookup(c, req->job, &rec, &own);
 	if (r == STATUS_NOT_FOUND) {
-		return answer_status(c, req->session, req->id, STATUS_NOT_FOUND, "there is no job %llu",
+		return answer_status(c, req->session, req->id, STATUS_NOT_FOUND,
+			"there is no job %llu; `peftctl list` lists those there are",
 			(unsigned long long)req->job);
 	}
 	if (r < 0) {

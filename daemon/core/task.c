@@ -240,8 +240,8 @@ static int64_t silence_deadline(const struct task *t)
 	if (t->child->kind != CHILD_INSPECT || !w || w->outputs >= w->outputs_allowed) {
 		return INT64_MAX;
 	}
-	return t->child->heard_ns +
-		(t->spec->kind == TASK_MODEL_INSPECT ? MODEL_PATIENCE : INSPECT_PATIENCE);
+	bool reads_model = t->spec->kind == TASK_MODEL_INSPECT || t->spec->kind == TASK_MERGE_READ;
+	return t->child->heard_ns + (reads_model ? MODEL_PATIENCE : INSPECT_PATIENCE);
 }
 
 static int settle_task(struct core *c, struct task *t)

@@ -232,6 +232,10 @@ int train_result(struct core *c, struct task *t, const struct task_result *res)
 		j->rec.measured_peak_rss = res->peak_rss;
 		job_touch(c, j);
 	}
+	if (res->inference.tokens > 0) {
+		j->rec.inference = res->inference;
+		job_touch(c, j);
+	}
 	if (j->stop == STOP_CANCEL) {
 		return leave(c, j, text);
 	}

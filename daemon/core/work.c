@@ -151,7 +151,7 @@ static int hand_over(struct core *c, struct work *w, struct child *child)
 	w->task->work = w;
 	w->slot = NULL;
 	enum task_kind k = w->spec->kind;
-	bool in_parts = k == TASK_GENERATE || k == TASK_DATASET_INSPECT;
+	bool in_parts = k == TASK_GENERATE || k == TASK_DATASET_INSPECT || k == TASK_MERGE_READ;
 	return in_parts ? give_credit(c, w, w->outputs_allowed) : 0;
 }
 
@@ -177,9 +177,11 @@ static struct child *free_slot(struct core *c)
 int works_settle(struct core *c)
 {
 	unsigned on_trainer = 0;
+	bool merging = false; /* a slow reader of a merged model holds one inspecting child, not all */
 	struct work *w, *next;
 	TAILQ_FOREACH (w, &c->works, entry) {
 		on_trainer += w->on_trainer && w->task;
+		merging |= w->spec->kind == TASK_MERGE_READ && (w->task || w->slot);
 	}
 	for (w = TAILQ_FIRST(&c->works); w; w = next) {
 		int r = 0;
@@ -188,8 +190,10 @@ int works_settle(struct core *c)
 			continue;
 		}
 		if (!w->on_trainer) {
-			struct child *slot = free_slot(c);
+			bool merge = w->spec->kind == TASK_MERGE_READ;
+			struct child *slot = merge && merging ? NULL : free_slot(c);
 			if (slot) {
+				merging |= merge;
 				r = child_start(c, slot, CHILD_INSPECT);
 				slot->work = w;
 				w->slot = slot;
@@ -212,13 +216,20 @@ int works_settle(struct core *c)
 
 int work_output(struct core *c, struct work *w, struct event *ev)
 {
-	enum task_kind k = w->spec->kind;
-	if (k != (ev->output.inspect_row ? TASK_DATASET_INSPECT : TASK_GENERATE)) {
+	static const enum task_kind of[] = {
+		[OUTPUT_INSPECT_ROW] = TASK_DATASET_INSPECT,
+		[OUTPUT_GENERATE] = TASK_GENERATE,
+		[OUTPUT_MERGED] = TASK_MERGE_READ,
+	};
+	if (w->spec->kind != of[ev->output.kind]) {
 		return STATUS_INTERNAL;
 	}
 	w->outputs++;
+	if (ev->output.kind == OUTPUT_MERGED) {
+		return merge_output(c, w, ev);
+	}
 	struct packed reply;
-	int r = reply_output(&reply, w->req.id, ev->output.inspect_row, &ev->output.packed);
+	int r = reply_output(&reply, w->req.id, ev->output.kind, &ev->output.packed);
 	return r ? r : answer_sessions(c, w->sessions, w->n_sessions, &reply);
 }
 
@@ -231,6 +242,8 @@ static bool answers(const struct work *w, const struct task_result *r)
 		[TASK_MODEL_INSPECT] = ANSWER_MODEL,
 		[TASK_DATASET_CHECK] = ANSWER_DATASET,
 		[TASK_DATASET_INSPECT] = ANSWER_INSPECT,
+		[TASK_MERGE] = ANSWER_MERGE,
+		[TASK_MERGE_READ] = ANSWER_NONE,
 	};
 	return wanted[w->spec->kind] == (int)r->answer;
 }
@@ -267,7 +280,7 @@ int work_result(struct core *c, struct work *w, struct task_result *res)
 		return submit_result(c, w, res);
 	default: {
 		struct packed reply;
-		int r = reply_result(&reply, w->req.id, res);
+		int r = reply_result(&reply, w->req.id, res, w->req.name);
 		return r ? r : work_answer(c, w, &reply);
 	}
 	}

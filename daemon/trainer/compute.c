@@ -20,12 +20,15 @@ static const char *const kind_names[] = {
 	[TASK_MODEL_INSPECT] = "model inspect",
 	[TASK_DATASET_CHECK] = "dataset check",
 	[TASK_DATASET_INSPECT] = "dataset inspect",
+	[TASK_MERGE] = "merge",
+	[TASK_MERGE_READ] = "merge read",
 };
 
 static int execute(struct compute *c, struct task *task, struct errmsg *err)
 {
 	if (c->trainer->inspect &&
-		(task->kind == TASK_TRAIN || task->kind == TASK_EVAL || task->kind == TASK_GENERATE)) {
+		(task->kind == TASK_TRAIN || task->kind == TASK_EVAL || task->kind == TASK_GENERATE ||
+			task->kind == TASK_MERGE)) {
 		return errmsg_set(err, STATUS_INTERNAL, "an inspect child has no device for this task");
 	}
 	switch (task->kind) {
@@ -43,6 +46,10 @@ static int execute(struct compute *c, struct task *task, struct errmsg *err)
 		return task_dataset_check(c, task, err);
 	case TASK_DATASET_INSPECT:
 		return task_dataset_inspect(c, task, err);
+	case TASK_MERGE:
+		return task_merge(c, task, err);
+	case TASK_MERGE_READ:
+		return task_merge_read(c, task, err);
 	}
 	return errmsg_set(err, STATUS_INTERNAL, "no such task");
 }

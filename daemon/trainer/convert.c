@@ -274,6 +274,25 @@ static int dataset_inspect_task(const Peftd__V1__DatasetInspectTask *pb, struct 
 	return r == 0 ? dataset(t, pb->dataset, &t->dataset, err) : r;
 }
 
+static int merge_task(const Peftd__V1__MergeTask *pb, struct task *t, struct errmsg *err)
+{
+	t->kind = TASK_MERGE;
+	t->merge.job = pb->job;
+	t->merge.step = pb->step;
+	int r = input_index(t, true, pb->adapter, &t->adapter, err);
+	r = r ? r : dataset(t, pb->dataset, &t->dataset, err);
+	return r ? r : job_spec(pb->spec, &t->spec, err);
+}
+
+static int merge_read_task(const Peftd__V1__MergeReadTask *pb, struct task *t, struct errmsg *err)
+{
+	t->kind = TASK_MERGE_READ;
+	t->merge.job = pb->job;
+	t->merge.step = pb->step;
+	t->merge.offset = pb->offset;
+	return input_index(t, true, pb->adapter, &t->adapter, err);
+}
+
 static int task_what(const Peftd__V1__Task *pb, struct task *t, struct errmsg *err)
 {
 	int r;
@@ -298,6 +317,10 @@ static int task_what(const Peftd__V1__Task *pb, struct task *t, struct errmsg *e
 		return dataset(t, pb->dataset_check->dataset, &t->dataset, err);
 	case PEFTD__V1__TASK__WHAT_DATASET_INSPECT:
 		return dataset_inspect_task(pb->dataset_inspect, t, err);
+	case PEFTD__V1__TASK__WHAT_MERGE:
+		return merge_task(pb->merge, t, err);
+	case PEFTD__V1__TASK__WHAT_MERGE_READ:
+		return merge_read_task(pb->merge_read, t, err);
 	default:
 		return errmsg_set(err, STATUS_VERSION,
 			"the trainer knows no such task; core and trainer are of different versions");
@@ -474,4 +497,39 @@ void convert_eval(Peftd__V1__EvalReply *pb, const struct eval_info *e)
 	SET(pb, rows, e->metrics.rows);
 	SET(pb, rows_overlong, e->overlong);
 	SET(pb, seconds, e->metrics.seconds);
+}
+
+void convert_merge(Peftd__V1__FetchReply *pb, const struct merge_info *m, Peftd__V1__Blob *blob,
+	Peftd__V1__File *files, Peftd__V1__File **pointers, Peftd__V1__MergeReport *report)
+{
+	blob->n_files = model_folder_n_files(m->folder);
+	for (size_t i = 0; i < blob->n_files; i++) {
+		files[i] = (Peftd__V1__File)PEFTD__V1__FILE__INIT;
+		files[i].name = proto_bytes(model_folder_name(m->folder, i));
+		files[i].size = model_folder_size(m->folder, i);
+		pointers[i] = &files[i];
+	}
+	blob->files = pointers;
+	blob->size = m->size;
+	blob->digest = (ProtobufCBinaryData){DIGEST_SIZE, (uint8_t *)m->digest};
+	SET(report, drift_max, m->drift.max);
+	SET(report, drift_mean, m->drift.mean);
+	SET(report, logit_max, m->drift.largest);
+	SET(report, rows, (uint32_t)m->drift.rows);
+	SET(report, positions, (uint32_t)m->drift.positions);
+	SET_TEXT(report, base_weights, m->base_weights);
+	pb->blob = blob;
+	pb->merge = report;
+	SET(pb, step, m->step);
+}
+
+void convert_times(Peftd__V1__InferenceTimes *pb, const struct forward_times *t)
+{
+	SET(pb, tokens, (uint32_t)t->tokens);
+	SET(pb, passes, (uint32_t)t->passes);
+	SET(pb, base_seconds, t->base);
+	SET(pb, unmerged_seconds, t->unmerged);
+	if (t->merged > 0) {
+		SET(pb, merged_seconds, t->merged);
+	}
 }

@@ -19,4 +19,8 @@ void convert_inspect_row(Peftd__V1__InspectRow *pb, const struct inspect_row *ro
 	ProtobufCBinaryData *tokens);
 void convert_inspect_summary(Peftd__V1__InspectSummary *pb, const struct inspect_summary *s);
 void convert_generate(Peftd__V1__GenerateReply *pb, const struct generate_info *g);
+/* `files` and `pointers`: one for each file of the folder. */
+void convert_merge(Peftd__V1__FetchReply *pb, const struct merge_info *m, Peftd__V1__Blob *blob,
+	Peftd__V1__File *files, Peftd__V1__File **pointers, Peftd__V1__MergeReport *report);
+void convert_times(Peftd__V1__InferenceTimes *pb, const struct forward_times *t);
 void convert_eval(Peftd__V1__EvalReply *pb, const struct eval_info *e);

@@ -127,6 +127,15 @@ static int tokenize(struct compute *c, struct task *task, const struct task_data
 		.chat_template = tmpl,
 		.keep_all = o->keep_all,
 	};
+	const struct input *in = &task->inputs[d->input];
+	_cleanup_(freep) struct rows_file *files = calloc_array(in->n_files + 1, sizeof(*files));
+	if (!files) {
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < in->n_files; i++) {
+		files[so.n_files++] = (struct rows_file){in->files[i].name, (size_t)in->files[i].size};
+	}
+	so.files = files;
 	enum row_format format = ROWS_TEXT;
 	r = rows_format((const char *)data, len, &so.rows, &format, err);
 	if (r == 0 && format == ROWS_MESSAGES) {

@@ -349,11 +349,15 @@ static int check_generate(const struct task *task, const struct model_files *fil
 		return errmsg_set(err, STATUS_INVALID, "temperature: %g; it must be 0 (greedy) or more",
 			task->generate.temperature);
 	}
+	if ((int64_t)n_prompt >= max) {
+		return errmsg_set(err, STATUS_INVALID, "the prompt has %zu tokens and the model %" PRId64
+			" positions, so that none is left for an answer; shorten the prompt", n_prompt, max);
+	}
 	if ((int64_t)n_prompt + task->generate.max_new_tokens > max) {
 		return errmsg_set(err, STATUS_INVALID,
 			"the prompt's %zu tokens and %" PRId64 " new ones are more than the model's %" PRId64
 			" positions; at most %" PRId64 " new ones are possible",
-			n_prompt, task->generate.max_new_tokens, max, max_i64(0, max - (int64_t)n_prompt));
+			n_prompt, task->generate.max_new_tokens, max, max - (int64_t)n_prompt);
 	}
 	return 0;
 }

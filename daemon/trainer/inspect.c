@@ -86,7 +86,7 @@ int task_dataset_check(struct compute *c, struct task *task, struct errmsg *err)
 	struct rows_check check = {0};
 	_cleanup_(buf_deinit) struct buf faults = {0};
 	r = check_rows(task, data, len, &check, &faults, err);
-	if (r > 0 && faults.len > 0) {
+	if (r > 0 && check.faults > 1) {
 		/* The faults are longer than an errmsg; the result is sent from here. */
 		_cleanup_(buf_deinit) struct buf message = {0};
 		while (faults.len > 0 && faults.data[faults.len - 1] == '\n') {
@@ -111,19 +111,6 @@ int task_dataset_check(struct compute *c, struct task *task, struct errmsg *err)
 		emit_result(c->trainer, task, STATUS_OK, NULL, &(struct result){.dataset = &info});
 	}
 	return r;
-}
-
-/* Takes one output's credit, waiting for it: nobody else waits in an inspect child. */
-static int take_credit(struct trainer *t, struct task *task, struct errmsg *err)
-{
-	pthread_mutex_lock(&t->lock);
-	while (task->output_credit == 0 && !task->cancelled && !task->stop && !t->shutdown) {
-		pthread_cond_wait(&t->changed, &t->lock);
-	}
-	bool room = task->output_credit > 0;
-	task->output_credit -= room;
-	pthread_mutex_unlock(&t->lock);
-	return room ? 0 : errmsg_set(err, STATUS_CANCELLED, "nobody reads the rows any more");
 }
 
 /* The text of a token for people: its bytes, or "<0xE2><0x80>" where they are only part of a
@@ -211,7 +198,7 @@ static int send_row(struct compute *c, struct task *task, const struct tokenizer
 			.fault = fault_name(s->fault[i]),
 			.continues = next < end,
 		};
-		r = take_credit(c->trainer, task, err);
+		r = task_take_credit(c->trainer, task, err);
 		if (r == 0) {
 			emit_inspect_row(c->trainer, task, &row);
 		}

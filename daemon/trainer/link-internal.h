@@ -3,12 +3,16 @@
 
 #include <stddef.h>
 
+#include "util/buf.h"
+
 struct trainer;
 
-/* A message that waits to be sent: a Peftd__V1__TrainerToCore of its own memory. */
+/* A message that waits to be sent: a Peftd__V1__TrainerToCore of its own memory, and the bytes
+ * behind it. */
 struct outgoing {
 	struct outgoing *next;
 	void *msg;
+	struct buf raw;
 	size_t bytes;
 };
 

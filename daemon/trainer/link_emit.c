@@ -28,23 +28,28 @@ void outgoing_free_all(struct trainer *t)
 	while (t->out_head) {
 		struct outgoing *next = t->out_head->next;
 		proto_free(t->out_head->msg);
+		buf_deinit(&t->out_head->raw);
 		free(t->out_head);
 		t->out_head = next;
 	}
 	t->out_tail = &t->out_head;
 }
 
-static void enqueue(struct trainer *t, const Peftd__V1__TrainerToCore *msg)
+/* Takes `raw`, which may be NULL. */
+static void enqueue_raw(struct trainer *t, const Peftd__V1__TrainerToCore *msg, struct buf *raw)
 {
-	struct outgoing *o = malloc(sizeof(*o));
+	struct outgoing *o = calloc(1, sizeof(*o));
 	void *copy = o ? proto_copy(msg) : NULL;
 	if (!copy) {
 		log_error("no memory for a message to the core; ending");
 		_exit(1);
 	}
-	o->next = NULL;
 	o->msg = copy;
-	o->bytes = protobuf_c_message_get_packed_size(copy);
+	if (raw) {
+		o->raw = *raw;
+		*raw = (struct buf){0};
+	}
+	o->bytes = protobuf_c_message_get_packed_size(copy) + o->raw.len;
 
 	pthread_mutex_lock(&t->lock);
 	while (t->out_bytes > OUT_BYTES_MAX) {
@@ -55,6 +60,11 @@ static void enqueue(struct trainer *t, const Peftd__V1__TrainerToCore *msg)
 	t->out_bytes += o->bytes;
 	pthread_mutex_unlock(&t->lock);
 	trainer_wake_main(t);
+}
+
+static void enqueue(struct trainer *t, const Peftd__V1__TrainerToCore *msg)
+{
+	enqueue_raw(t, msg, NULL);
 }
 
 #define SET(pb, field, value)     \
@@ -178,12 +188,12 @@ void emit_log(struct trainer *t, const struct task *task, const char *level, con
 	send_event(t, task, &event, NULL);
 }
 
-static void send_output(struct trainer *t, Peftd__V1__TaskOutput *out)
+static void send_output(struct trainer *t, Peftd__V1__TaskOutput *out, struct buf *raw)
 {
 	Peftd__V1__TrainerToCore msg = PEFTD__V1__TRAINER_TO_CORE__INIT;
 	msg.what_case = PEFTD__V1__TRAINER_TO_CORE__WHAT_OUTPUT;
 	msg.output = out;
-	enqueue(t, &msg);
+	enqueue_raw(t, &msg, raw);
 }
 
 void emit_inspect_row(struct trainer *t, const struct task *task, const struct inspect_row *row)
@@ -199,7 +209,7 @@ void emit_inspect_row(struct trainer *t, const struct task *task, const struct i
 	out.task = task->id;
 	out.what_case = PEFTD__V1__TASK_OUTPUT__WHAT_INSPECT_ROW;
 	out.inspect_row = &pb;
-	send_output(t, &out);
+	send_output(t, &out, NULL);
 }
 
 void emit_generate(struct trainer *t, const struct task *task, const struct generate_info *g)
@@ -210,7 +220,18 @@ void emit_generate(struct trainer *t, const struct task *task, const struct gene
 	out.task = task->id;
 	out.what_case = PEFTD__V1__TASK_OUTPUT__WHAT_GENERATE;
 	out.generate = &pb;
-	send_output(t, &out);
+	send_output(t, &out, NULL);
+}
+
+void emit_merged(struct trainer *t, const struct task *task, uint64_t offset, struct buf *data)
+{
+	Peftd__V1__ReadReply pb = PEFTD__V1__READ_REPLY__INIT;
+	SET(&pb, offset, offset);
+	Peftd__V1__TaskOutput out = PEFTD__V1__TASK_OUTPUT__INIT;
+	out.task = task->id;
+	out.what_case = PEFTD__V1__TASK_OUTPUT__WHAT_MERGED;
+	out.merged = &pb;
+	send_output(t, &out, data);
 }
 
 /* Cuts a text that is too long for a message at a whole character. */
@@ -247,6 +268,11 @@ void emit_result(struct trainer *t, const struct task *task, int code, const cha
 	Peftd__V1__Dataset dataset = PEFTD__V1__DATASET__INIT;
 	Peftd__V1__InspectSummary inspect = PEFTD__V1__INSPECT_SUMMARY__INIT;
 	Peftd__V1__TrainResult train = PEFTD__V1__TRAIN_RESULT__INIT;
+	Peftd__V1__InferenceTimes times = PEFTD__V1__INFERENCE_TIMES__INIT;
+	Peftd__V1__FetchReply merge = PEFTD__V1__FETCH_REPLY__INIT;
+	Peftd__V1__MergeReport report = PEFTD__V1__MERGE_REPORT__INIT;
+	Peftd__V1__Blob blob = PEFTD__V1__BLOB__INIT;
+	Peftd__V1__File files[MERGED_FILES_MAX], *file_pointers[MERGED_FILES_MAX];
 	if (r && r->plan) {
 		convert_plan(&plan, r->plan);
 		res.what_case = PEFTD__V1__TASK_RESULT__WHAT_PLAN;
@@ -282,8 +308,16 @@ void emit_result(struct trainer *t, const struct task *task, int code, const cha
 	} else if (r && r->train) {
 		SET(&train, steps, r->train->steps);
 		SET(&train, peak_rss, r->train->peak_rss);
+		if (r->train->times.tokens > 0) {
+			convert_times(&times, &r->train->times);
+			train.inference = &times;
+		}
 		res.what_case = PEFTD__V1__TASK_RESULT__WHAT_TRAIN;
 		res.train = &train;
+	} else if (r && r->merge) {
+		convert_merge(&merge, r->merge, &blob, files, file_pointers, &report);
+		res.what_case = PEFTD__V1__TASK_RESULT__WHAT_MERGE;
+		res.merge = &merge;
 	}
 	Peftd__V1__TrainerToCore msg = PEFTD__V1__TRAINER_TO_CORE__INIT;
 	msg.what_case = PEFTD__V1__TRAINER_TO_CORE__WHAT_RESULT;

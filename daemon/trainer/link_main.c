@@ -272,8 +272,9 @@ static int send_queue(struct server *s)
 		if (!o) {
 			return 0;
 		}
-		int r = link_send(s->link, o->msg, NULL, 0);
+		int r = link_send(s->link, o->msg, o->raw.len > 0 ? o->raw.data : NULL, o->raw.len);
 		proto_free(o->msg);
+		buf_deinit(&o->raw);
 		free(o);
 		if (r < 0) {
 			return r;

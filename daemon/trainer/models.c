@@ -402,6 +402,15 @@ static int make_room(struct models *m, uint64_t need, const struct resident *kee
 	return 0;
 }
 
+int models_reserve(struct models *m, uint64_t bytes, struct errmsg *err)
+{
+	int r = make_room(m, bytes, NULL, err);
+	if (r == 0) {
+		models_use_memory(m, (int64_t)bytes);
+	}
+	return r;
+}
+
 static struct resident *find_resident(struct model *model, enum dtype dtype, bool train)
 {
 	for (struct resident *r = model->residents; r; r = r->next) {

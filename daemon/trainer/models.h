@@ -40,5 +40,8 @@ int models_acquire(struct models *m, struct model *model, struct backend *b, enu
 	bool train, uint64_t extra, struct base_model **ret, struct errmsg *err);
 void models_release(struct models *m, struct base_model *base);
 
+/* Makes room for `bytes` of other memory and counts them as in use, until models_use_memory()
+ * gives them back. STATUS_WONT_FIT. */
+int models_reserve(struct models *m, uint64_t bytes, struct errmsg *err);
 /* Counts memory other than that of models (arenas) as in use. */
 void models_use_memory(struct models *m, int64_t change);

@@ -119,6 +119,18 @@ int task_interrupted(struct trainer *t, struct task *task)
 	return r;
 }
 
+int task_take_credit(struct trainer *t, struct task *task, struct errmsg *err)
+{
+	pthread_mutex_lock(&t->lock);
+	while (task->output_credit == 0 && interrupted_locked(t, task) == 0) {
+		pthread_cond_wait(&t->changed, &t->lock);
+	}
+	bool room = task->output_credit > 0;
+	task->output_credit -= room;
+	pthread_mutex_unlock(&t->lock);
+	return room ? 0 : errmsg_set(err, STATUS_CANCELLED, "nobody reads it any more");
+}
+
 static int interrupted_error(int code, struct errmsg *err)
 {
 	if (code == STATUS_CANCELLED) {

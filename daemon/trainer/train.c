@@ -308,6 +308,27 @@ static int run_steps(struct run *run, struct errmsg *err)
 	return settle_checkpoint(run, err);
 }
 
+/* What a forward pass takes with the result, when nothing is left to train: in the memory that the
+ * session gives back for it. That it cannot be said is no fault of the job. */
+static void measure_inference(struct run *run, struct forward_times *ret)
+{
+	const double seconds = 1;
+	_cleanup_(buf_deinit) struct buf config = {0};
+	_cleanup_(buf_deinit) struct buf weights = {0};
+	_cleanup_(adapter_deinit) struct adapter adapter = {0};
+	struct errmsg err = {0};
+	int r = train_session_export(run->session, &config, &weights, &err);
+	r = r ? r : adapter_parse(&adapter, config.data, config.len, weights.data, weights.len, &err);
+	train_session_free(run->session);
+	run->session = NULL;
+	r = r ? r : engine_measure_forward(ret, run->base, &adapter, run->job.samples, seconds,
+		run->arena, &err);
+	if (r != 0) {
+		emit_log(run->trainer, run->task, "info", "what a forward pass takes is not measured: %s",
+			err.text[0] ? err.text : strerror(r < 0 ? -r : EIO));
+	}
+}
+
 static void end(struct run *run)
 {
 	/* Of a run that failed: what it had begun to save is worth having. */
@@ -339,10 +360,13 @@ int task_train(struct compute *c, struct task *task, struct errmsg *err)
 	if (r == 0) {
 		r = run_steps(&run, err);
 	}
-	uint64_t steps = run.session ? (uint64_t)train_session_step(run.session) : 0;
+	struct train_info info = {.steps = run.session ? (uint64_t)train_session_step(run.session) : 0};
+	if (r == 0) {
+		measure_inference(&run, &info.times);
+	}
 	end(&run);
 	if (r == 0) {
-		struct train_info info = {steps, process_peak_rss()};
+		info.peak_rss = process_peak_rss();
 		emit_result(c->trainer, task, STATUS_OK, NULL, &(struct result){.train = &info});
 	}
 	return r;

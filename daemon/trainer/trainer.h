@@ -35,6 +35,8 @@ enum task_kind {
 	TASK_MODEL_INSPECT,
 	TASK_DATASET_CHECK,
 	TASK_DATASET_INSPECT,
+	TASK_MERGE,
+	TASK_MERGE_READ,
 };
 
 /* One file of an input that is a concatenation of files. */
@@ -98,7 +100,7 @@ struct task {
 	struct task_dataset dataset, eval_dataset;
 	int adapter; /* index of the input with the (initial) adapter, or NO_INPUT */
 
-	struct job_spec spec; /* TRAIN, PLAN */
+	struct job_spec spec; /* TRAIN, PLAN, MERGE */
 
 	struct {
 		uint64_t job;
@@ -139,6 +141,10 @@ struct task {
 		bool train_on_prompt, token_texts;
 		char *chat_template; /* may be NULL */
 	} inspect;
+
+	struct {
+		uint64_t job, step, offset;
+	} merge;
 
 	/* Under the lock. */
 	bool running, cancelled, stop; /* stop: write a checkpoint first */
@@ -199,8 +205,20 @@ struct generate_info {
 	double seconds;
 };
 
+/* Files of a merged model, at most: what a client takes. */
+enum { MERGED_FILES_MAX = 64 };
+
+struct merge_info {
+	uint64_t step, size;
+	uint8_t digest[32];
+	const struct model_folder *folder;
+	struct logit_drift drift;
+	const char *base_weights;
+};
+
 struct train_info {
 	uint64_t steps, peak_rss;
+	struct forward_times times; /* tokens 0: not measured */
 };
 
 /* The payload of a result; at most one is set. */
@@ -212,6 +230,7 @@ struct result {
 	const struct dataset_info *dataset;
 	const struct inspect_summary *inspect;
 	const struct train_info *train;
+	const struct merge_info *merge;
 };
 
 /* What the trainer's process takes beside base weights and arenas: code and libraries, the product
@@ -306,6 +325,10 @@ int task_adapter(struct trainer *t, struct task *task, int index, struct adapter
 /* STATUS_CANCELLED or STATUS_UNAVAILABLE when the task is to end, 0 otherwise. */
 int task_interrupted(struct trainer *t, struct task *task);
 
+/* Takes one output's credit, waiting for it: only in inspect children, where nobody else waits.
+ * STATUS_CANCELLED when nobody reads any more. */
+int task_take_credit(struct trainer *t, struct task *task, struct errmsg *err);
+
 /* ---- answers (compute thread; link_emit.c) --------------------------------------------------- */
 
 void emit_ready(struct trainer *t, const char *device, unsigned threads, uint64_t memory_total,
@@ -321,6 +344,8 @@ void emit_log(struct trainer *t, const struct task *task, const char *level, con
 	__attribute__((format(printf, 4, 5)));
 void emit_inspect_row(struct trainer *t, const struct task *task, const struct inspect_row *row);
 void emit_generate(struct trainer *t, const struct task *task, const struct generate_info *g);
+/* A piece of a merged model; takes `data`. */
+void emit_merged(struct trainer *t, const struct task *task, uint64_t offset, struct buf *data);
 /* `message` may be NULL. */
 void emit_result(struct trainer *t, const struct task *task, int code, const char *message,
 	const struct result *r);
@@ -341,6 +366,8 @@ int task_generate(struct compute *c, struct task *task, struct errmsg *err);
 int task_model_inspect(struct compute *c, struct task *task, struct errmsg *err);
 int task_dataset_check(struct compute *c, struct task *task, struct errmsg *err);
 int task_dataset_inspect(struct compute *c, struct task *task, struct errmsg *err);
+int task_merge(struct compute *c, struct task *task, struct errmsg *err);
+int task_merge_read(struct compute *c, struct task *task, struct errmsg *err);
 
 /* ---- specs (job.c) --------------------------------------------------------------------------- */
 

@@ -54,6 +54,11 @@ void generator_free(struct generator *g)
 	free(g);
 }
 
+uint64_t generator_bytes(const struct generator *g)
+{
+	return g->job.layout.total + g->cache_bytes;
+}
+
 /* Runs n tokens that follow what the cache holds. */
 static void feed(struct generator *g, const int32_t *ids, int64_t n)
 {
@@ -83,6 +88,21 @@ static void feed_virtual_tokens(struct generator *g)
 		}
 		feed(g, ids, rows);
 	}
+}
+
+void generator_restart(struct generator *g)
+{
+	g->cache.len = 0;
+	feed_virtual_tokens(g);
+}
+
+int generator_feed(struct generator *g, const int32_t *ids, int64_t n, struct errmsg *err)
+{
+	int64_t chunk = g->job.g->tokens;
+	for (int64_t i = 0; i < n; i += chunk) {
+		feed(g, ids + i, min_i64(chunk, n - i));
+	}
+	return backend_sync(g->job.g->backend, err);
 }
 
 static int check_options(const struct base_model *base, const int32_t *prompt, size_t n_prompt,
@@ -143,6 +163,12 @@ static int build(struct generator *g, const struct adapter *adapter, int64_t n_p
 	if (!mul_size((size_t)q.context * 2 * (size_t)c->num_hidden_layers, row, &g->cache_bytes)) {
 		return -ENOMEM;
 	}
+	if (g->options.memory_limit > 0 && generator_bytes(g) > g->options.memory_limit) {
+		return errmsg_set(err, STATUS_WONT_FIT,
+			"%lld tokens of context take %llu bytes; %llu are there",
+			(long long)q.context, (unsigned long long)generator_bytes(g),
+			(unsigned long long)g->options.memory_limit);
+	}
 	g->arena = backend_alloc(q.backend, g->job.layout.total);
 	g->cache.memory = backend_alloc(q.backend, g->cache_bytes);
 	g->cache.capacity = q.context;
@@ -187,12 +213,8 @@ int generator_new(struct generator **ret, struct base_model *base, const struct 
 	if (r != 0) {
 		return r;
 	}
-	feed_virtual_tokens(g);
-	int64_t chunk = g->job.g->tokens, n = (int64_t)n_prompt;
-	for (int64_t i = 0; i < n; i += chunk) {
-		feed(g, prompt + i, min_i64(chunk, n - i));
-	}
-	r = backend_sync(g->job.g->backend, err);
+	generator_restart(g);
+	r = generator_feed(g, prompt, (int64_t)n_prompt, err);
 	if (r == 0) {
 		*ret = steal_ptr(g);
 	}
@@ -271,8 +293,7 @@ int generator_next(struct generator *g, int32_t *ret_id, bool *ret_stopped, stru
 		return 0;
 	}
 	if (g->n_generated < g->options.max_new_tokens) {
-		feed(g, &id, 1);
-		int r = backend_sync(g->job.g->backend, err);
+		int r = generator_feed(g, &id, 1, err);
 		if (r != 0) {
 			return r;
 		}

@@ -210,6 +210,10 @@ void model_files_free(struct model_files *m)
 	if (!m) {
 		return;
 	}
+	if (m->view) {
+		free(m);
+		return;
+	}
 	for (size_t i = 0; i < m->n_weights; i++) {
 		free(m->weights[i].name);
 	}
@@ -396,6 +400,27 @@ int model_files_read(const struct model_files *m, const char *name, float *out, 
 			", column %" PRId64 ") is not finite; the file is damaged", f->name, name, bad,
 			(int64_t)bad / w->cols, (int64_t)bad % w->cols);
 	}
+	if (!m->change) {
+		return 0;
+	}
+	int r = m->change(m->change_ctx, name, w->rows, w->cols, out, err);
+	bad = r == 0 ? first_not_finite(out, n) : n;
+	return bad < n ? errmsg_set(err, STATUS_FAILED, "tensor '%s': value %zu is no finite number "
+		"once it is changed", name, bad) : r;
+}
+
+int model_files_view(struct model_files **ret, const struct model_files *of, model_change *change,
+	const void *ctx)
+{
+	struct model_files *m = malloc(sizeof(*m));
+	if (!m) {
+		return -ENOMEM;
+	}
+	*m = *of;
+	m->view = true;
+	m->change = change;
+	m->change_ctx = ctx;
+	*ret = m;
 	return 0;
 }
 
@@ -477,6 +502,16 @@ const char *model_files_text(const struct model_files *m, const char *file, size
 const char *model_files_chat_template(const struct model_files *m)
 {
 	return m->chat_template;
+}
+
+uint64_t model_files_largest(const struct model_files *m)
+{
+	uint64_t most = 0;
+	for (size_t i = 0; i < m->n_weights; i++) {
+		uint64_t bytes = (uint64_t)(m->weights[i].rows * m->weights[i].cols) * sizeof(float);
+		most = bytes > most ? bytes : most;
+	}
+	return most;
 }
 
 const struct gguf_tokenizer *model_files_gguf_tokenizer(const struct model_files *m)

@@ -304,14 +304,22 @@ static int read_header(struct cursor *c, uint64_t *ret_tensors, uint64_t *ret_va
 		return r;
 	}
 	/* No entry is smaller: a key of one byte, its type and value; a name, a dimension, … */
-	if (*ret_values > MAX_VALUES || *ret_values > (c->len - c->at) / 14) {
-		return errmsg_set(c->err, STATUS_INVALID, "%s: claims %" PRIu64
-			" metadata entries; at most %d are read, and no more than the file has room for",
-			c->what, *ret_values, MAX_VALUES);
+	const uint64_t least_value = 14, least_tensor = 33;
+	if (*ret_values <= MAX_VALUES && *ret_tensors <= MAX_TENSORS &&
+		*ret_values * least_value + *ret_tensors * least_tensor > c->len - c->at) {
+		return errmsg_set(c->err, STATUS_INVALID,
+			"%s: is cut short: it has %zu bytes, too few for the %"
+			PRIu64 " metadata entries and %" PRIu64 " tensors that it announces", c->what, c->len,
+			*ret_values, *ret_tensors);
 	}
-	if (*ret_tensors > MAX_TENSORS || *ret_tensors > (c->len - c->at) / 33) {
-		return errmsg_set(c->err, STATUS_INVALID, "%s: claims %" PRIu64 " tensors; at most %d are "
-			"read, and no more than the file has room for", c->what, *ret_tensors, MAX_TENSORS);
+	if (*ret_values > MAX_VALUES) {
+		return errmsg_set(c->err, STATUS_INVALID, "%s: claims %" PRIu64 " metadata entries; at "
+			"most %d are read", c->what, *ret_values, MAX_VALUES);
+	}
+	if (*ret_tensors > MAX_TENSORS) {
+		return errmsg_set(c->err, STATUS_INVALID,
+			"%s: claims %" PRIu64 " tensors; at most %d are read",
+			c->what, *ret_tensors, MAX_TENSORS);
 	}
 	return 0;
 }

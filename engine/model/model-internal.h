@@ -82,6 +82,11 @@ struct model_files {
 
 	struct gguf_tokenizer *tokenizer; /* owned, as are its arrays; NULL: none */
 	char *tokenizer_model, *tokenizer_pre; /* owned */
+
+	/* Of a view: all of the above is another's, and values that were read pass through this. */
+	bool view;
+	model_change *change;
+	const void *change_ctx;
 };
 
 /* Opens a regular file and maps it. `path` is opened as it is; `name` is for errors.

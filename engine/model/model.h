@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "util/buf.h"
 #include "util/errmsg.h"
 
 enum rope_scaling {
@@ -49,6 +50,8 @@ const char *model_files_dtype(const struct model_files *m);   /* of most weight 
 uint64_t model_files_bytes(const struct model_files *m);      /* of all weight files */
 uint64_t model_files_parameters(const struct model_files *m); /* tied ones once */
 
+uint64_t model_files_largest(const struct model_files *m); /* bytes, of a tensor in f32 */
+
 /* BLAKE2b-256 over the bytes of weights, configuration and tokenizer. Reads everything. */
 int model_files_digest(const struct model_files *m, uint8_t ret_digest[32], struct errmsg *err);
 
@@ -61,6 +64,14 @@ bool model_files_shape(const struct model_files *m, const char *name, int64_t *r
  * dequantized as ggml does it: out[rows·cols]. STATUS_INVALID when a value is not finite. */
 int model_files_read(const struct model_files *m, const char *name, float *out, struct errmsg *err);
 
+/* Files that are those of `of`, which is borrowed, but for the values of tensors: what was read
+ * goes through `change` (name, f32 values[rows·cols], in place). Free with model_files_free().
+ * -ENOMEM. */
+typedef int model_change(const void *ctx, const char *name, int64_t rows, int64_t cols,
+	float *values, struct errmsg *err);
+int model_files_view(struct model_files **ret, const struct model_files *of, model_change *change,
+	const void *ctx);
+
 /* Text of a file beside the weights (tokenizer.json, tokenizer_config.json, generation_config.json),
  * NUL-terminated, borrowed; NULL where there is none, as in GGUF. */
 const char *model_files_text(const struct model_files *m, const char *file, size_t *ret_len);
@@ -68,6 +79,35 @@ const char *model_files_text(const struct model_files *m, const char *file, size
 /* The chat template's Jinja source, from tokenizer_config.json, chat_template.jinja or GGUF metadata;
  * NULL where there is none. Borrowed. */
 const char *model_files_chat_template(const struct model_files *m);
+
+/* ---- writing ------------------------------------------------------------------------------- */
+
+/*
+ * A model as a Hugging Face folder that is on no disk: its files are made while they are read.
+ * Weights are in float32, in one file or, above a limit, in several with an index. The same model
+ * gives the same bytes.
+ */
+struct model_folder;
+
+/* With config.json, which a GGUF gets from its metadata, generation_config.json where there is
+ * one, and the weights; `files` are borrowed. shard_bytes: of tensors in one file; a larger tensor
+ * has a file of its own. */
+int model_folder_new(struct model_folder **ret, const struct model_files *files,
+	uint64_t shard_bytes, struct errmsg *err);
+void model_folder_free(struct model_folder *f);
+/* Adds a file before the weights; takes `text`. -ENOMEM. */
+int model_folder_add(struct model_folder *f, const char *name, struct buf *text);
+
+size_t model_folder_n_files(const struct model_folder *f);
+const char *model_folder_name(const struct model_folder *f, size_t i);
+uint64_t model_folder_size(const struct model_folder *f, size_t i);
+
+/* The bytes of all files, one behind the other, from `offset` on; one tensor is in memory at a
+ * time. What `take` returns ends it, if it is not 0. */
+int model_folder_read(const struct model_folder *f, uint64_t offset,
+	int (*take)(void *ctx, const void *data, size_t len), void *ctx, struct errmsg *err);
+
+/* ---- tokenizers of GGUF -------------------------------------------------------------------- */
 
 /* Tokenizer metadata of a GGUF; NULL for folders. Borrowed, strings not NUL-terminated. */
 struct gguf_tokenizer {

@@ -409,7 +409,7 @@ static int append_header(struct buf *b, const struct st_out *tensors, size_t n,
 	return r;
 }
 
-int safetensors_write(struct buf *out, const struct st_out *tensors, size_t n,
+int safetensors_write_header(struct buf *out, const struct st_out *tensors, size_t n,
 	const char *const *metadata, size_t n_metadata)
 {
 	_cleanup_(buf_deinit) struct buf header = {0};
@@ -422,6 +422,17 @@ int safetensors_write(struct buf *out, const struct st_out *tensors, size_t n,
 		r = buf_append(out, header_len, sizeof(header_len));
 	}
 	r = r ? r : buf_append(out, header.data, header.len);
+	if (r != 0) {
+		out->len = was;
+	}
+	return r;
+}
+
+int safetensors_write(struct buf *out, const struct st_out *tensors, size_t n,
+	const char *const *metadata, size_t n_metadata)
+{
+	size_t was = out->len;
+	int r = safetensors_write_header(out, tensors, n, metadata, n_metadata);
 	for (size_t i = 0; i < n && r == 0; i++) {
 		size_t bytes = 0;
 		shape_bytes(tensors[i].dims, tensors[i].n_dims, dtype_bits(tensors[i].dtype), &bytes);

@@ -49,6 +49,11 @@ struct st_out {
 	const void *data;
 };
 
+/* Appends the beginning of such a file: all that comes before the tensors' bytes, which then
+ * follow in the order given without a gap. Data may be NULL. Errors as below. */
+int safetensors_write_header(struct buf *out, const struct st_out *tensors, size_t n,
+	const char *const *metadata, size_t n_metadata);
+
 /* Appends a whole file to `out`: tensors in the order given (sort by name first, as safetensors'
  * own writer does within a dtype), metadata as pairs, data aligned to 8 bytes. -ENOMEM; -EINVAL for
  * ST_OTHER or a shape that overflows. `out` is unharmed by a fault. */

@@ -102,10 +102,10 @@ static int bitfit_config_write(json_t *o, const struct method_config *m,
 	return json_write_modules(o, "target_modules", &m->bitfit.target_modules);
 }
 
-/* A bias that the architecture does not have has no place in a plain folder. */
-static bool bitfit_mergeable(const struct peft *p, const struct model_config *c)
+static const char *bitfit_unmergeable(const struct method_config *m, const struct model_config *c)
 {
-	return !p->config.bitfit.added;
+	return m->bitfit.added ? "this model's linear layers have no biases, so that those that were "
+		"added have no place in its weights" : NULL;
 }
 
 static int bitfit_describe(const struct peft *p, struct buf *out)
@@ -126,6 +126,7 @@ const struct peft_method peft_bitfit = {
 	.start = bitfit_start,
 	.weight = bitfit_weight,
 	.tensor = bitfit_tensor,
-	.mergeable = bitfit_mergeable,
+	.unmergeable = bitfit_unmergeable,
+	.merge = peft_merge_delta,
 	.describe = bitfit_describe,
 };

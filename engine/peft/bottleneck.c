@@ -358,6 +358,12 @@ static int bottleneck_check_tensors(const struct adapter *a, struct errmsg *err)
 	return 0;
 }
 
+static const char *bottleneck_unmergeable(const struct method_config *m,
+	const struct model_config *c)
+{
+	return "its layers have a non-linearity, or stand where the base has no weight of that shape";
+}
+
 const struct peft_method peft_bottleneck = {
 	.name = "bottleneck",
 	.kind = ADAPTER_HUB,
@@ -375,5 +381,6 @@ const struct peft_method peft_bottleneck = {
 	.n_tensors = bottleneck_n_tensors,
 	.tensor = bottleneck_tensor,
 	.load = bottleneck_load,
+	.unmergeable = bottleneck_unmergeable,
 	.describe = bottleneck_describe,
 };

@@ -30,6 +30,6 @@ const struct peft_method peft_full = {
 	.config_read = full_config_read,
 	.config_write = full_config_write,
 	.weight = full_weight,
-	.mergeable = peft_always_mergeable,
+	.merge = peft_merge_delta,
 	.describe = full_describe,
 };

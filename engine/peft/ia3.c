@@ -346,6 +346,28 @@ static int ia3_check_tensors(const struct adapter *a, struct errmsg *err)
 	return 0;
 }
 
+/* Factors of the output scale the rows of W and the bias, those of the input its columns. */
+static int ia3_merge(const struct adapter *a, const char *module, const char *tensor, int64_t rows,
+	int64_t cols, float *w, struct errmsg *err)
+{
+	char key[TENSOR_NAME_MAX];
+	snprintf(key, sizeof(key), KEY_PREFIX "%s" KEY_SUFFIX, module);
+	const struct st_tensor *t = safetensors_find(&a->tensors, key);
+	bool input = t && t->dims[0] == 1, weight = strcmp(tensor, "weight") == 0;
+	if (!t || (input && !weight)) {
+		return 0;
+	}
+	_cleanup_(freep) float *l = NULL;
+	int r = input ? peft_read_tensor(a, key, 1, cols, &l, err) :
+		peft_read_tensor(a, key, rows, 1, &l, err);
+	for (int64_t i = 0; i < rows && r == 0; i++) {
+		for (int64_t k = 0; k < cols; k++) {
+			w[i * cols + k] *= input ? l[k] : l[i];
+		}
+	}
+	return r;
+}
+
 const struct peft_method peft_ia3 = {
 	.name = "ia3",
 	.kind = ADAPTER_PEFT,
@@ -364,6 +386,6 @@ const struct peft_method peft_ia3 = {
 	.n_tensors = ia3_n_tensors,
 	.tensor = ia3_tensor,
 	.load = ia3_load,
-	.mergeable = peft_always_mergeable,
+	.merge = ia3_merge,
 	.describe = ia3_describe,
 };

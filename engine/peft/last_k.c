@@ -99,6 +99,6 @@ const struct peft_method peft_last_k = {
 	.matches = last_k_matches,
 	.start = last_k_start,
 	.weight = last_k_weight,
-	.mergeable = peft_always_mergeable,
+	.merge = peft_merge_delta,
 	.describe = last_k_describe,
 };

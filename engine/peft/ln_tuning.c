@@ -54,6 +54,13 @@ static int ln_config_write(json_t *o, const struct method_config *m, const struc
 	return json_write_modules(o, "target_modules", &m->ln_tuning.target_modules);
 }
 
+static int ln_merge(const struct adapter *a, const char *module, const char *tensor, int64_t rows,
+	int64_t cols, float *w, struct errmsg *err)
+{
+	return strcmp(tensor, "weight") != 0 ? 0 :
+		peft_merge_whole(a, KEY_PREFIX, module, ".ln_tuning_layers.weight", rows, cols, w, err);
+}
+
 static int ln_describe(const struct peft *p, struct buf *out)
 {
 	int r = buf_appendf(out, "ln_tuning");
@@ -71,6 +78,6 @@ const struct peft_method peft_ln_tuning = {
 	.start = ln_start,
 	.weight = ln_weight,
 	.tensor = ln_tensor,
-	.mergeable = peft_always_mergeable,
+	.merge = ln_merge,
 	.describe = ln_describe,
 };

@@ -525,18 +525,6 @@ static bool lora_ignores(const struct peft *p, const struct graph *g, const char
 	return lora_split_key(key, module, sizeof(module), &kind) && kind == LORA_TENSOR_BASE_WEIGHT;
 }
 
-/* Where embeddings and head are one matrix, only one of the two being changed cannot be merged. */
-static bool lora_mergeable(const struct peft *p, const struct model_config *c)
-{
-	const struct lora_config *l = &p->config.lora;
-	static const char *const ends[] = {"model.embed_tokens", "lm_head"};
-	bool changed = false;
-	for (size_t i = 0; i < ARRAY_LEN(ends); i++) {
-		changed |= lora_targets(l, ends[i]) || lora_saves(l, ends[i]);
-	}
-	return !(changed && c->tie_word_embeddings);
-}
-
 static int describe_patterns(struct buf *out, const char *name, const struct patterns *p)
 {
 	int r = p->n > 0 ? buf_appendf(out, " %s=", name) : 0;
@@ -746,7 +734,8 @@ static void lora_stop(struct peft *p)
 	.n_tensors = lora_n_tensors, \
 	.tensor = lora_tensor, \
 	.ignores = lora_ignores, \
-	.mergeable = lora_mergeable, \
+	.unmergeable = lora_unmergeable, \
+	.merge = lora_merge, \
 	.describe = lora_describe,
 
 const struct peft_method peft_lora = {

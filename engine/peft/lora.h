@@ -37,3 +37,7 @@ int lora_matches(const struct method_config *have, const struct method_config *w
 int lora_config_read(struct method_config *m, const json_t *o, struct errmsg *err);
 int lora_config_write(json_t *o, const struct method_config *m, const struct model_config *model);
 int lora_check_tensors(const struct adapter *a, struct errmsg *err);
+
+const char *lora_unmergeable(const struct method_config *m, const struct model_config *c);
+int lora_merge(const struct adapter *a, const char *module, const char *tensor, int64_t rows,
+	int64_t cols, float *w, struct errmsg *err);

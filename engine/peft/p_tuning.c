@@ -391,5 +391,6 @@ const struct peft_method peft_p_tuning = {
 	.exported = p_exported,
 	.load = p_load,
 	.can_start = p_can_start,
+	.unmergeable = soft_prompt_unmergeable,
 	.describe = p_describe,
 };

@@ -332,9 +332,53 @@ int peft_save(const struct peft *p, const struct graph *g, const float *flat, co
 		out, n, err);
 }
 
-bool peft_always_mergeable(const struct peft *p, const struct model_config *c)
+/* ---- merging ------------------------------------------------------------------------------- */
+
+const char *peft_unmergeable(const struct method_config *m, const struct model_config *c)
 {
-	return true;
+	const struct peft_method *method = peft_method_find(m->method);
+	return method->unmergeable ? method->unmergeable(m, c) : NULL;
+}
+
+int peft_read_tensor(const struct adapter *a, const char *key, int64_t rows, int64_t cols,
+	float **ret, struct errmsg *err)
+{
+	*ret = NULL;
+	if (!safetensors_find(&a->tensors, key)) {
+		return 0;
+	}
+	struct peft_tensor want = {.n_dims = 2, .dims = {rows, cols}};
+	_cleanup_(freep) float *values = alloc_array((size_t)rows, (size_t)cols * sizeof(*values));
+	if (!values) {
+		return -ENOMEM;
+	}
+	int n = snprintf(want.name, sizeof(want.name), "%s", key);
+	if (n < 0 || (size_t)n >= sizeof(want.name)) {
+		return -ENAMETOOLONG;
+	}
+	int r = peft_load_tensor(a, &want, values, err);
+	if (r == 0) {
+		*ret = steal_ptr(values);
+	}
+	return r;
+}
+
+int peft_merge_whole(const struct adapter *a, const char *before, const char *module,
+	const char *after, int64_t rows, int64_t cols, float *w, struct errmsg *err)
+{
+	struct peft_tensor want = {.n_dims = 2, .dims = {rows, cols}};
+	int n = snprintf(want.name, sizeof(want.name), "%s%s%s", before, module, after);
+	if (n < 0 || (size_t)n >= sizeof(want.name)) {
+		return -ENAMETOOLONG;
+	}
+	return safetensors_find(&a->tensors, want.name) ? peft_load_tensor(a, &want, w, err) : 0;
+}
+
+int peft_merge_delta(const struct adapter *a, const char *module, const char *tensor, int64_t rows,
+	int64_t cols, float *w, struct errmsg *err)
+{
+	return peft_merge_whole(a, "", module, strcmp(tensor, "bias") == 0 ? ".bias" : ".weight", rows,
+		cols, w, err);
 }
 
 /* ---- targets ------------------------------------------------------------------------------- */

@@ -133,8 +133,17 @@ struct peft_method {
 	/* A key that a folder may hold and that says nothing. */
 	bool (*ignores)(const struct peft *p, const struct graph *g, const char *key);
 
-	/* Can what was trained be put into weights that a bare base of this configuration has? NULL: no. */
-	bool (*mergeable)(const struct peft *p, const struct model_config *c);
+	/* ---- merging ---- */
+
+	/* Why what is trained has no place in the weights of a base of this configuration, for people;
+	 * NULL where it has. NULL hook: it always has. */
+	const char *(*unmergeable)(const struct method_config *m, const struct model_config *c);
+	/* Puts what a folder holds for a tensor of the base (TENSOR "weight" or "bias" of a module, as
+	 * Hugging Face names and lays it out) into its values w[rows·cols], in place; a vector has
+	 * cols 1. STATUS_INVALID for a shape that does not fit. Needed unless the above always names a
+	 * reason. */
+	int (*merge)(const struct adapter *a, const char *module, const char *tensor, int64_t rows,
+		int64_t cols, float *w, struct errmsg *err);
 
 	/* Appends a line that holds all that decides what is computed (rank, alpha, targets, …). */
 	int (*describe)(const struct peft *p, struct buf *out);
@@ -152,6 +161,9 @@ enum adapter_kind peft_kind(const struct peft_method *method, const struct metho
 int peft_new(struct peft **ret, const struct method_config *m, const struct graph *g,
 	struct errmsg *err);
 void peft_free(struct peft *p);
+
+/* Why a job of `m` on a base of this configuration cannot be merged into it; NULL where it can. */
+const char *peft_unmergeable(const struct method_config *m, const struct model_config *c);
 
 /* The tensors that are trained, whoever lists them. */
 size_t peft_n_tensors(const struct peft *p, const struct graph *g);
@@ -184,8 +196,17 @@ int peft_init_base(const struct graph *g, const struct base_model *base, float *
 int peft_load_tensor(const struct adapter *a, const struct peft_tensor *want, float *flat,
 	struct errmsg *err);
 
-/* For methods of which every job can be merged. */
-bool peft_always_mergeable(const struct peft *p, const struct model_config *c);
+/* A merge() for methods whose folders hold whole tensors: the one that MODULE.TENSOR is called
+ * between `before` and `after` takes the base's place. */
+int peft_merge_whole(const struct adapter *a, const char *before, const char *module,
+	const char *after, int64_t rows, int64_t cols, float *w, struct errmsg *err);
+/* The same for deltas, which call tensors as the base does. */
+int peft_merge_delta(const struct adapter *a, const char *module, const char *tensor, int64_t rows,
+	int64_t cols, float *w, struct errmsg *err);
+/* A folder's tensor of these dims into fresh memory, *ret NULL where there is none. STATUS_INVALID
+ * for other dims. */
+int peft_read_tensor(const struct adapter *a, const char *key, int64_t rows, int64_t cols,
+	float **ret, struct errmsg *err);
 
 /* What a list of targets may select. */
 typedef bool peft_may_target(const struct weight *w);

@@ -236,5 +236,6 @@ const struct peft_method peft_prefix_tuning = {
 	.exported = prefix_exported,
 	.load = prefix_load,
 	.can_start = prefix_can_start,
+	.unmergeable = soft_prompt_unmergeable,
 	.describe = prefix_describe,
 };

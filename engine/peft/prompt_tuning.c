@@ -169,5 +169,6 @@ const struct peft_method peft_prompt_tuning = {
 	.init = prompt_init,
 	.n_tensors = prompt_n_tensors,
 	.tensor = prompt_tensor,
+	.unmergeable = soft_prompt_unmergeable,
 	.describe = prompt_describe,
 };

@@ -118,6 +118,6 @@ const struct peft_method peft_select = {
 	.config_write = select_config_write,
 	.start = select_start,
 	.weight = select_weight,
-	.mergeable = peft_always_mergeable,
+	.merge = peft_merge_delta,
 	.describe = select_describe,
 };

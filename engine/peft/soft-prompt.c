@@ -12,6 +12,11 @@
 const char *const soft_prompt_harmless[] = {"token_dim", "num_attention_heads", "num_layers",
 	"prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs", NULL};
 
+const char *soft_prompt_unmergeable(const struct method_config *m, const struct model_config *c)
+{
+	return "virtual tokens stand before the input, and no weight of the base can hold them";
+}
+
 int soft_prompt_check(const char *section, int64_t num_virtual_tokens, struct errmsg *err)
 {
 	if (num_virtual_tokens < 1 || num_virtual_tokens > VIRTUAL_TOKENS_MAX) {

@@ -6,6 +6,9 @@
 
 enum { VIRTUAL_TOKENS_MAX = 65536 };
 
+/* Rows before the input are no part of any weight. */
+const char *soft_prompt_unmergeable(const struct method_config *m, const struct model_config *c);
+
 /* `section`: the method's name in the job file. */
 int soft_prompt_check(const char *section, int64_t num_virtual_tokens, struct errmsg *err);
 

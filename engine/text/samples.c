@@ -325,12 +325,55 @@ static void run_all(struct share *shares, unsigned n)
 	}
 }
 
-/* The first fault in the order of rows, whichever thread met it when. */
-static int first_fault(const struct share *shares, unsigned n, struct errmsg *err)
+/* Bytes at the beginning that a blank line may have. */
+static size_t strspn_blank(const char *s, size_t n)
 {
+	size_t i = 0;
+	while (i < n && (s[i] == ' ' || s[i] == '\t' || s[i] == '\r')) {
+		i++;
+	}
+	return i;
+}
+
+/* Where row `row` (from 0) stands: a file that was checked has one on every line, and empty lines
+ * only at its end. False when it is in none of them. */
+static bool find_place(const struct sample_options *o, const char *data, size_t len, uint64_t row,
+	const char **ret_file, uint64_t *ret_line)
+{
+	for (size_t i = 0; i < o->n_files && o->files[i].size <= len; i++) {
+		const char *at = data, *end = data + o->files[i].size;
+		uint64_t line = 0;
+		while (at < end) {
+			const char *newline = memchr(at, '\n', (size_t)(end - at));
+			const char *next = newline ? newline + 1 : end;
+			size_t n = (size_t)((newline ? newline : end) - at);
+			line++;
+			if (strspn_blank(at, n) < n && row-- == 0) {
+				*ret_file = o->files[i].name;
+				*ret_line = line;
+				return true;
+			}
+			at = next;
+		}
+		data = end;
+		len -= o->files[i].size;
+	}
+	return false;
+}
+
+/* The first fault in the order of rows, whichever thread met it when. */
+static int first_fault(const struct share *shares, unsigned n, const char *data, size_t len,
+	const struct sample_options *o, struct errmsg *err)
+{
+	const char *file;
+	uint64_t line;
 	uint64_t row = 0;
 	for (unsigned i = 0; i < n; i++) {
 		row += shares[i].seen;
+		if (shares[i].result > 0 && find_place(o, data, len, row, &file, &line)) {
+			return errmsg_set(err, shares[i].result, "%s:%llu: %s", file, (unsigned long long)line,
+				shares[i].err.text);
+		}
 		if (shares[i].result > 0) {
 			return errmsg_set(err, shares[i].result, "row %llu (counted from 0): %s",
 				(unsigned long long)row, shares[i].err.text);
@@ -410,7 +453,7 @@ int samples_new(struct samples **ret, const char *data, size_t len, const struct
 	if (r == 0) {
 		cut(shares, n, data, len, t, o);
 		run_all(shares, n);
-		r = first_fault(shares, n, err);
+		r = first_fault(shares, n, data, len, o, err);
 		r = r != 0 ? r : join(s, shares, n);
 	}
 	if (r == 0 && s->n == 0) {

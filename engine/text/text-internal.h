@@ -279,6 +279,27 @@ void tokenizer_hash(struct tokenizer *t);
 int tokenizer_finish(struct tokenizer *t, const char *what, struct errmsg *err);
 int tokenizer_from_gguf(struct tokenizer **ret, const struct gguf_tokenizer *g, const char *what,
 	struct errmsg *err);
+
+/* Kinds of tokens in a GGUF. */
+enum {
+	GGUF_NORMAL = 1,
+	GGUF_CONTROL = 3,
+	GGUF_USER_DEFINED = 4,
+	GGUF_UNUSED = 5,
+};
+
+/* What the one word "pre" of a GGUF stands for. */
+struct gguf_pre {
+	const char *name;
+	enum pattern_kind pattern;
+	bool digits;        /* each digit by itself, before the pattern */
+	bool nfc;
+	bool ignore_merges; /* a word that is a token is that token */
+	bool add_bos;       /* whatever the file says: older ones do not say */
+};
+/* STATUS_INVALID names those that are known. */
+int gguf_pre_find(const struct gguf_pre **ret, const struct gguf_tokenizer *g, const char *what,
+	struct errmsg *err);
 /* With tokenizer_config.json beside it (may be NULL), which names BOS and EOS. */
 int tokenizer_from_json(struct tokenizer **ret, const char *json, size_t len, const char *config,
 	size_t config_len, const char *what, struct errmsg *err);

@@ -17,6 +17,11 @@ struct tokenizer;
 
 /* From tokenizer.json or GGUF metadata. An unsupported kind is refused by name. */
 int tokenizer_new(struct tokenizer **ret, const struct model_files *files, struct errmsg *err);
+/* The tokenizer of a GGUF as the text of a tokenizer.json, and what tokenizer_config.json says
+ * beside it (special tokens, chat template). STATUS_INVALID for one that tokenizer_new() refuses.
+ */
+int tokenizer_write(struct buf *ret_json, struct buf *ret_config, const struct model_files *files,
+	struct errmsg *err);
 /* From the text of a tokenizer.json alone (NUL-terminated). */
 int tokenizer_new_json(struct tokenizer **ret, const char *json, size_t len, const char *what,
 	struct errmsg *err);
@@ -127,6 +132,8 @@ struct sample_options {
 	bool train_on_prompt;
 	const struct chat_template *chat_template; /* NULL: messages are refused */
 	bool keep_all; /* for inspection: keep dropped rows, marked by `fault` */
+	const struct rows_file *files; /* of the rows, for faults; none: they are numbered */
+	size_t n_files;
 };
 
 enum row_fault {

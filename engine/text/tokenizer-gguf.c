@@ -15,20 +15,7 @@
 
 DEFINE_CLEANUP(struct tokenizer *, tokenizer_free);
 
-enum {
-	GGUF_CONTROL = 3,
-	GGUF_USER_DEFINED = 4,
-	GGUF_UNUSED = 5,
-};
-
-static const struct pre {
-	const char *name;
-	enum pattern_kind pattern;
-	bool digits;        /* each digit by itself, before the pattern */
-	bool nfc;
-	bool ignore_merges; /* a word that is a token is that token */
-	bool add_bos;       /* whatever the file says: older ones do not say */
-} pres[] = {
+static const struct gguf_pre pres[] = {
 	{"gpt-2", PATTERN_GPT2, .digits = false},
 	{"phi-2", PATTERN_GPT2, .digits = false},
 	{"smollm", PATTERN_GPT2, .digits = true},
@@ -41,7 +28,7 @@ static const struct pre {
 	{"deepseek-r1-qwen", PATTERN_QWEN2, .nfc = true},
 };
 
-static int find_pre(const struct pre **ret, const struct gguf_tokenizer *g, const char *what,
+int gguf_pre_find(const struct gguf_pre **ret, const struct gguf_tokenizer *g, const char *what,
 	struct errmsg *err)
 {
 	struct buf names = {0};
@@ -65,7 +52,7 @@ static int find_pre(const struct pre **ret, const struct gguf_tokenizer *g, cons
 	return r == 0 ? -ENOMEM : r;
 }
 
-static int add_steps(struct tokenizer *t, const struct pre *pre)
+static int add_steps(struct tokenizer *t, const struct gguf_pre *pre)
 {
 	struct split_step digits = {.kind = PATTERN_NUMERIC}, words = {.kind = pre->pattern};
 	struct normalizer nfc = {.kind = NORMALIZE_NFC};
@@ -140,7 +127,7 @@ static int add_affix(struct tokenizer *t, struct ids *affix, int32_t id, const c
 int tokenizer_from_gguf(struct tokenizer **ret, const struct gguf_tokenizer *g, const char *what,
 	struct errmsg *err)
 {
-	const struct pre *pre;
+	const struct gguf_pre *pre;
 	int r;
 	if (!g->model || strcmp(g->model, "gpt2") != 0) {
 		return errmsg_set(err, STATUS_INVALID,
@@ -158,7 +145,7 @@ int tokenizer_from_gguf(struct tokenizer **ret, const struct gguf_tokenizer *g, 
 			"with a byte-level tokenizer",
 			what);
 	}
-	if ((r = find_pre(&pre, g, what, err)) != 0) {
+	if ((r = gguf_pre_find(&pre, g, what, err)) != 0) {
 		return r;
 	}
 	_cleanup_(tokenizer_freep) struct tokenizer *t = tokenizer_alloc();

@@ -98,8 +98,7 @@ static int fill_inference(struct memory_plan *p, const struct search *s, int64_t
 		double extra = with * (double)s->longest / (double)real - without;
 		p->inference_flops_per_token = extra > 0 ? extra : 0;
 		p->inference_bytes_per_token = bytes;
-		p->mergeable = s->peft->method->mergeable &&
-			s->peft->method->mergeable(s->peft, s->request.config);
+		p->mergeable = !peft_unmergeable(&s->peft->config, s->request.config);
 	}
 	return r;
 }

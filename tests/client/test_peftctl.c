@@ -373,6 +373,7 @@ static void simple(struct fake *f, const Peftd__V1__Request *req)
 	Peftd__V1__Dataset dataset = PEFTD__V1__DATASET__INIT;
 	Peftd__V1__JobListReply jobs = PEFTD__V1__JOB_LIST_REPLY__INIT;
 	Peftd__V1__Job job = make_job(s, 7), *job_list[] = {&job};
+	Peftd__V1__InferenceTimes times = PEFTD__V1__INFERENCE_TIMES__INIT;
 	Peftd__V1__EvalReply eval = PEFTD__V1__EVAL_REPLY__INIT;
 	uint64_t running[] = {7};
 	switch (req->what_case) {
@@ -424,6 +425,15 @@ static void simple(struct fake *f, const Peftd__V1__Request *req)
 		break;
 	case PEFTD__V1__REQUEST__WHAT_JOB_SHOW:
 		job.id = req->job_show->job;
+		/* Job 7 has what newer ones have, the others are older. */
+		times.has_tokens = times.has_passes = times.has_base_seconds = true;
+		times.has_unmerged_seconds = times.has_merged_seconds = true;
+		times.tokens = 32;
+		times.passes = 9;
+		times.base_seconds = 0.25;
+		times.unmerged_seconds = 0.5;
+		times.merged_seconds = 0.26;
+		job.inference = job.id == 7 ? &times : NULL;
 		reply.what_case = PEFTD__V1__REPLY__WHAT_JOB;
 		reply.job = &job;
 		break;
@@ -551,7 +561,20 @@ static void test_usage(void **state)
 	expect(f, "fetch 7 --format bin", 2, "", "there is: peft");
 	expect(f, "eval --model m", 2, "", "--dataset");
 	expect(f, "generate --model m", 2, "", "something is missing");
-	expect(f, "generate --model m --temperature nan hi", 2, "", "not a number");
+	expect(f, "generate --model m --temperature nan hi", 2, "", "a finite number");
+	expect(f, "generate --model m --temperature inf hi", 2, "", "a finite number");
+	expect(f, "generate --model m --temperature x hi", 2, "", "not a number");
+	expect(f, "generate --model m --temperature -1 hi", 2, "", "0 or more");
+	expect(f, "generate --model m --max-new-tokens 0 hi", 2, "", "at least 1");
+	expect(f, "generate --model m --dtype f16 hi", 2, "", "f32 or bf16");
+	expect(f, "eval --model m --dataset d --dtype f16", 2, "", "f32 or bf16");
+	expect(f, "eval --model m --dataset d --max-length 0", 2, "", "at least 1");
+	expect(f, "status --endpoint foo", 2, "", "an endpoint looks like ipc:///run/peftd/peftd.sock");
+	expect(f, "status --endpoint=", 2, "", "an endpoint looks like ipc:///run/peftd/peftd.sock");
+	expect(f, "status --endpoint ipc://", 2, "", "an endpoint looks like");
+	expect(f, "fetch 7 -o no/such/dir/x", 1, "", "no/such/dir: there is no such directory");
+	expect(f, "fetch 7 --merge -o no/such/dir/x/", 1, "",
+		"no/such/dir: there is no such directory");
 	expect(f, "--timeout 99999999 status", 2, "", "between 0 and 86400");
 	assert_int_equal(f->requests, 0); /* none of these reaches the daemon */
 }
@@ -783,6 +806,13 @@ static void test_compare(void **state)
 		assert_true(json_real_value(json_object_get(v, "tokens_per_second")) == 200);
 		assert_true(json_real_value(json_object_get(v, "step_seconds_median")) == 0.5);
 		assert_true(json_is_null(json_object_get(v, "memory_measured")));
+		json_t *inference = json_object_get(v, "inference");
+		assert_true(jobs[i] == 7 ? json_real_value(json_object_get(inference,
+			"unmerged_seconds")) == 0.5
+			: json_is_null(json_object_get(inference, "unmerged_seconds")));
+		assert_true(jobs[i] == 7 ? json_real_value(json_object_get(inference,
+			"merged_seconds")) == 0.26
+			: json_is_null(json_object_get(inference, "merged_seconds")));
 		json_decref(v);
 		line = strchr(line, '\n') + 1;
 	}
@@ -797,11 +827,15 @@ static void test_compare(void **state)
 	run(f, &r, NULL, "compare 7 8 --html page.html");
 	assert_int_equal(r.status, 0);
 	assert_non_null(strstr(r.out, "MEAN ± SD OF"));
+	assert_non_null(strstr(r.out, "FORWARD  MERGED"));
+	assert_non_null(strstr(r.out, "2.00 x  1.04 x"));
 	snprintf(path, sizeof(path), "%s/page.html", f->dir);
 	FILE *file = fopen(path, "r");
 	assert_non_null(file);
 	char *page = slurp(file);
 	assert_non_null(strstr(page, "</html>"));
+	assert_non_null(strstr(page, "forward time, unmerged"));
+	assert_non_null(strstr(page, "<td>1.0400</td>"));
 	assert_non_null(strstr(page, "<polyline"));
 	free(page);
 	expect(f, "compare 7 --html missing/page.html", 1, NULL, "missing/page.html: No such file");
@@ -929,6 +963,9 @@ static void test_others(void **state)
 	assert_non_null(strstr(r.out, "stdin"));
 	expect(f, "compare 7 8 --json", 0, NULL, "");
 	expect(f, "show 7", 0, NULL, "");
+	run(f, &r, NULL, "show 7");
+	assert_non_null(strstr(r.out, "forward     32 tokens in 250 ms with the bare base, 500 ms "
+		"unmerged (2.00 of it), 260 ms merged (1.04)"));
 	ran_clear(&r);
 }
 

@@ -509,6 +509,14 @@ static void end_training(struct fake *f, struct fake_task *t)
 {
 	Peftd__V1__TaskResult r = PEFTD__V1__TASK_RESULT__INIT;
 	Peftd__V1__TrainResult train = PEFTD__V1__TRAIN_RESULT__INIT;
+	Peftd__V1__InferenceTimes times = PEFTD__V1__INFERENCE_TIMES__INIT;
+	times.has_tokens = times.has_passes = true;
+	times.has_base_seconds = times.has_unmerged_seconds = true;
+	times.tokens = 32;
+	times.passes = 5;
+	times.base_seconds = 0.25;
+	times.unmerged_seconds = 0.5;
+	train.inference = &times;
 	train.has_steps = true;
 	train.steps = t->step;
 	r.what_case = PEFTD__V1__TASK_RESULT__WHAT_TRAIN;
@@ -588,12 +596,11 @@ static void plan(struct fake *f, struct fake_task *t)
 	}
 	Peftd__V1__TaskResult r = PEFTD__V1__TASK_RESULT__INIT;
 	Peftd__V1__Plan p = PEFTD__V1__PLAN__INIT;
-	p.has_total = p.has_overhead = p.has_steps = p.has_rows = true;
+	p.has_total = p.has_overhead = p.has_steps = p.has_rows = p.has_mergeable = true;
 	p.total = spec->lora->r > 1000 ? (uint64_t)spec->lora->r << 20 : 1 << 20;
 	p.overhead = 1 << 20;
 	p.steps = spec->train->max_steps;
 	p.rows = 10;
-	p.has_mergeable = spec->lora->r != 5; /* as of an older planner */
 	p.mergeable = spec->lora->r != 3;
 	r.what_case = PEFTD__V1__TASK_RESULT__WHAT_PLAN;
 	r.plan = &p;
@@ -695,6 +702,71 @@ static void evaluate(struct fake *f, struct fake_task *t)
 	result(f, t, STATUS_OK, NULL, &r);
 }
 
+static void fill_merged(uint8_t *out, uint64_t offset, size_t len)
+{
+	for (size_t i = 0; i < len; i++) {
+		out[i] = (uint8_t)((offset + i) % 251);
+	}
+}
+
+static void merge(struct fake *f, struct fake_task *t)
+{
+	static uint8_t all[FAKE_MERGED];
+	uint8_t digest[32];
+	if (t->task->merge->spec->lora->r == 3) {
+		result(f, t, STATUS_INVALID, "lora cannot be merged here: it is 3", NULL);
+		return;
+	}
+	fill_merged(all, 0, sizeof(all));
+	crypto_generichash(digest, 32, all, sizeof(all), NULL, 0);
+	Peftd__V1__TaskResult r = PEFTD__V1__TASK_RESULT__INIT;
+	Peftd__V1__FetchReply fetch = PEFTD__V1__FETCH_REPLY__INIT;
+	Peftd__V1__MergeReport report = PEFTD__V1__MERGE_REPORT__INIT;
+	Peftd__V1__Blob blob = PEFTD__V1__BLOB__INIT;
+	Peftd__V1__File file = PEFTD__V1__FILE__INIT, *files[] = {&file};
+	file.name = proto_bytes("model.safetensors");
+	file.size = blob.size = sizeof(all);
+	blob.files = files;
+	blob.n_files = 1;
+	blob.digest = (ProtobufCBinaryData){32, digest};
+	report.has_drift_max = true;
+	report.drift_max = 0.25;
+	fetch.blob = &blob;
+	fetch.merge = &report;
+	fetch.has_step = true;
+	fetch.step = t->task->merge->step;
+	r.what_case = PEFTD__V1__TASK_RESULT__WHAT_MERGE;
+	r.merge = &fetch;
+	result(f, t, STATUS_OK, NULL, &r);
+}
+
+static bool read_merged(struct fake *f, struct fake_task *t)
+{
+	uint64_t at = t->task->merge_read->offset + (uint64_t)t->outputs * CHUNK_SIZE;
+	if (at >= FAKE_MERGED) {
+		result(f, t, STATUS_OK, NULL, NULL);
+		return true;
+	}
+	if (t->output_credit == 0) {
+		return false;
+	}
+	t->output_credit--;
+	t->outputs++;
+	static uint8_t chunk[CHUNK_SIZE];
+	size_t len = FAKE_MERGED - at < CHUNK_SIZE ? (size_t)(FAKE_MERGED - at) : CHUNK_SIZE;
+	fill_merged(chunk, at, len);
+	Peftd__V1__TaskOutput o = PEFTD__V1__TASK_OUTPUT__INIT;
+	Peftd__V1__ReadReply read = PEFTD__V1__READ_REPLY__INIT;
+	o.task = t->task->task;
+	read.has_offset = true;
+	read.offset = at;
+	o.what_case = PEFTD__V1__TASK_OUTPUT__WHAT_MERGED;
+	o.merged = &read;
+	MESSAGE(m, OUTPUT, output, &o);
+	say(f, &m, chunk, len);
+	return true;
+}
+
 static bool work_on(struct fake *f, struct fake_task *t)
 {
 	bool busy;
@@ -725,6 +797,11 @@ static bool work_on(struct fake *f, struct fake_task *t)
 		return output(f, t, t->task->dataset_inspect->request->rows);
 	case PEFTD__V1__TASK__WHAT_GENERATE:
 		return output(f, t, t->task->generate->request->max_new_tokens);
+	case PEFTD__V1__TASK__WHAT_MERGE:
+		merge(f, t);
+		return true;
+	case PEFTD__V1__TASK__WHAT_MERGE_READ:
+		return read_merged(f, t);
 	default:
 		f->failed = -EPROTO;
 		return false;

@@ -85,6 +85,8 @@ static inline double fake_seconds(uint64_t step)
 void fake_checkpoint_digest(
 	const Peftd__V1__JobSpec *spec, const uint8_t data_digest[32], uint64_t step, uint8_t ret[32]);
 
+/* A merged model's folder has this many bytes, byte i of which is i % 251. */
+enum { FAKE_MERGED = 2 * CHUNK_SIZE + 777 };
+
 /* Names that make the fake refuse: a dataset whose content begins with "bad", a job with lora.r 0;
- * a job with lora.r above 1000 plans that many MiB; one with 3 cannot be merged, of one with 5 it is
- * not known. */
+ * a job with lora.r above 1000 plans that many MiB; one with 3 cannot be merged. */

@@ -518,36 +518,102 @@ static void watching_as_it_goes(void **state)
 	assert_int_equal(client_count(c, 0, id) + client_count(c, 0, other), n);
 }
 
-static void merging_is_refused(void **state)
+static void ask_merge(struct client *c, const uint8_t id[16], uint64_t job)
+{
+	Peftd__V1__FetchRequest m = PEFTD__V1__FETCH_REQUEST__INIT;
+	m.job = job;
+	m.has_merge = m.merge = true;
+	Peftd__V1__Request req = PEFTD__V1__REQUEST__INIT;
+	req.what_case = PEFTD__V1__REQUEST__WHAT_FETCH;
+	req.fetch = &m;
+	ask(c, 1, 1000, &req, id);
+}
+
+static void ask_merged_bytes(struct client *c, uint64_t session, const uint8_t id[16], uint64_t job,
+	uint64_t offset, uint32_t credit)
+{
+	Peftd__V1__ReadRequest m = PEFTD__V1__READ_REQUEST__INIT;
+	m.job = job;
+	m.step = 12;
+	m.offset = offset;
+	m.has_credit = m.has_merge = m.merge = true;
+	m.credit = credit;
+	Peftd__V1__Request req = PEFTD__V1__REQUEST__INIT;
+	req.what_case = PEFTD__V1__REQUEST__WHAT_READ;
+	req.read = &m;
+	ask(c, session, 1000, &req, id);
+}
+
+static void merging(void **state)
 {
 	struct client *c = *state;
-	static const struct {
-		uint32_t r;
-		const char *says;
-	} cases[] = {
-		{3, "job 1 cannot be merged: what lora trains here has no place"},
-		{4, "job 2 (lora) is not merged: this version of the daemon does not merge"},
-		{5, "job 3 (lora) is not merged: this version of the daemon does not merge"},
-	};
-	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
-		struct want want = usual;
-		uint8_t id[16];
-		want.r = cases[i].r;
-		Peftd__V1__FetchRequest m = PEFTD__V1__FETCH_REQUEST__INIT;
-		m.job = have_job(c, &want);
-		m.has_merge = m.merge = true;
-		world_settle(&c->w);
-		Peftd__V1__Request req = PEFTD__V1__REQUEST__INIT;
-		req.what_case = PEFTD__V1__REQUEST__WHAT_FETCH;
-		req.fetch = &m;
-		id_new(c, id);
-		ask(c, 1, 1000, &req, id);
-		world_settle(&c->w);
-		assert_int_equal(client_status(c, id), STATUS_INVALID);
-		if (!strstr(client_text(c, id), cases[i].says)) {
-			fail_msg("\"%s\" does not say %s", client_text(c, id), cases[i].says);
+	struct want want = usual;
+	uint8_t id[16];
+	want.r = 3;
+	uint64_t refused = have_job(c, &want), job = have_job(c, &usual);
+	world_settle(&c->w);
+	id_new(c, id);
+	ask_merge(c, id, refused);
+	world_settle(&c->w);
+	assert_int_equal(client_status(c, id), STATUS_INVALID);
+	assert_string_equal(client_text(c, id), "lora cannot be merged here: it is 3");
+
+	id_new(c, id);
+	ask_merge(c, id, job);
+	world_settle(&c->w);
+	const Peftd__V1__FetchReply *f = client_ok(c, id)->fetch;
+	assert_int_equal(f->step, 12);
+	assert_int_equal(f->blob->size, FAKE_MERGED);
+	assert_true(f->merge->drift_max == 0.25);
+	char name[64];
+	snprintf(name, sizeof(name), "job-%llu-merged", (unsigned long long)job);
+	assert_true(proto_equal(&f->folder_name, name));
+
+	static const uint64_t offsets[] = {0, 5, CHUNK_SIZE + 9, FAKE_MERGED - 1};
+	for (size_t k = 0; k < ARRAY_LEN(offsets); k++) {
+		uint8_t read[16];
+		uint64_t at = offsets[k];
+		id_new(c, read);
+		ask_merged_bytes(c, 1, read, job, at, 1);
+		for (size_t i = 0; at < FAKE_MERGED; i++) {
+			world_settle(&c->w);
+			const struct got *g = client_got(c, 1, read, i);
+			assert_int_equal(g->reply->read->offset, at);
+			for (size_t b = 0; b < g->raw_len; b++) {
+				assert_int_equal(((const uint8_t *)g->raw)[b], (at + b) % 251);
+			}
+			at += g->raw_len;
+			if (at < FAKE_MERGED) { /* no more than there is credit */
+				assert_int_equal(client_count(c, 1, read), i + 1);
+				world_credit(&c->w, 1, read, 1);
+			}
 		}
+		assert_int_equal(at, FAKE_MERGED);
+		assert_false(client_ok(c, read)->more);
 	}
+
+	/* Slow readers hold one inspecting child between them, so that others get their answers. */
+	uint8_t slow[2][16], other[16];
+	for (size_t i = 0; i < ARRAY_LEN(slow); i++) {
+		id_new(c, slow[i]);
+		ask_merged_bytes(c, 4 + i, slow[i], job, 0, 1);
+	}
+	world_settle(&c->w);
+	assert_int_equal(client_count(c, 4, slow[0]), 1);
+	assert_int_equal(client_count(c, 5, slow[1]), 0);
+	id_new(c, other);
+	ask_inspect(c, 1, other, "d", "m", 10);
+	world_settle(&c->w);
+	assert_int_equal(client_ok(c, other)->inspect_summary->rows, 10);
+	c->w.mono += 900 * SECOND;
+	world_settle(&c->w);
+	assert_int_equal(client_count(c, 4, slow[0]), 1);
+	world_session_end(&c->w, 4);
+	world_settle(&c->w);
+	assert_int_equal(client_count(c, 5, slow[1]), 1);
+	world_session_end(&c->w, 5);
+	world_settle(&c->w);
+	assert_null(world_child(&c->w, CHILD_INSPECT));
 }
 
 static void fetch_and_read(void **state)
@@ -611,6 +677,11 @@ static void fetch_and_read(void **state)
 	ask_read(c, 1, end, job, 12, size + 1, 8);
 	world_settle(&c->w);
 	assert_int_equal(client_status(c, end), STATUS_INVALID);
+	id_new(c, end);
+	ask_fetch(c, 1, end, 99, 0, false);
+	world_settle(&c->w);
+	assert_int_equal(client_status(c, end), STATUS_NOT_FOUND);
+	assert_non_null(strstr(client_text(c, end), "there is no job 99; `peftctl list` lists"));
 	id_new(c, end);
 	ask_fetch(c, 1, end, job, 5, false); /* no longer kept */
 	world_settle(&c->w);
@@ -818,7 +889,7 @@ int main(void)
 		TEST(bad_requests_are_answered, setup),
 		TEST(watching, setup_data),
 		TEST(watching_as_it_goes, setup_data),
-		TEST(merging_is_refused, setup_data),
+		TEST(merging, setup_data),
 		TEST(fetch_and_read, setup_data),
 		TEST(inspecting, setup_data),
 		TEST(two_inspectors_at_once, setup_data),

@@ -295,6 +295,11 @@ static void leaves_an_outcome(void **state)
 	assert_non_null(j->measured);
 	assert_int_equal(j->measured->arena, 4096);
 	assert_int_equal(j->measured->gradients, 1024);
+	assert_non_null(j->inference);
+	assert_int_equal(j->inference->tokens, 32);
+	assert_int_equal(j->inference->passes, 5);
+	assert_true(j->inference->base_seconds == 0.25 && j->inference->unmerged_seconds == 0.5);
+	assert_false(j->inference->has_merged_seconds); /* none: it cannot be merged */
 	store_job_deinit(&rec);
 }
 

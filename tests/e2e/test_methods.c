@@ -116,7 +116,12 @@ static void check_row(json_t *row)
 	json_t *inference = json_object_get(row, "inference");
 	assert_true(number(inference, "flops_per_token") >= 0);
 	assert_true(number(inference, "bytes_per_token") >= 0);
-	assert_true(json_is_boolean(json_object_get(inference, "mergeable")));
+	json_t *mergeable = json_object_get(inference, "mergeable");
+	assert_true(json_is_boolean(mergeable));
+	assert_true(number(inference, "tokens") == 32);
+	assert_true(number(inference, "base_seconds") > 0 && number(inference, "unmerged_seconds") > 0);
+	json_t *merged = json_object_get(inference, "merged_seconds");
+	assert_true(json_is_true(mergeable) ? json_number_value(merged) > 0 : json_is_null(merged));
 	check_memory(row);
 }
 
@@ -182,17 +187,71 @@ static void check_artifact(const struct daemon *d, json_t *row)
 }
 
 /* Refused by name, and nothing is fetched instead. */
-static void check_merge(const struct daemon *d, uint64_t job, const char *says)
+static void check_not_merged(const struct daemon *d, const char *id, const char *dir,
+	const char *says)
 {
 	struct ran r;
-	char id[24];
-	snprintf(id, sizeof(id), "%" PRIu64, job);
-	_cleanup_(freep) char *dir = tiny_path(d->dir, "merged");
 	ctl(d, &r, "fetch", id, "--merge", "-o", dir, NULL);
 	assert_int_equal(r.code, 1);
 	assert_words(r.err, says, NULL);
 	assert_int_equal(access(dir, F_OK), -1);
 	ran_deinit(&r);
+}
+
+/* The merged model, registered as any other, gives the loss that base and adapter give. */
+static void check_merged(const struct daemon *d, json_t *row, const char *id, const char *dir)
+{
+	char name[64];
+	json_t *f = ctl_json(d, "fetch", id, "--merge", "-o", dir, NULL);
+	json_t *report = json_object_get(f, "merge");
+	fprintf(stderr, "%s: merged, off by %g of %g\n", text(row, "method"),
+		number(report, "drift_max"), number(report, "logit_max"));
+	assert_true(number(report, "drift_max") <= 1e-5 * number(report, "logit_max"));
+	assert_true(number(report, "drift_mean") <= number(report, "drift_max"));
+	assert_true(number(report, "positions") >= 8 && number(report, "rows") == 8);
+	json_decref(f);
+	_cleanup_(freep) char *note = tiny_path(dir, "peftd_merge.json");
+	_cleanup_(freep) char *facts = tiny_read_file(note, NULL);
+	assert_words(facts, "base_digest", text(row, "method"), NULL);
+
+	snprintf(name, sizeof(name), "merged-%s", id);
+	free(ctl_ok(d, "model", "add", name, dir, NULL));
+	json_t *e = ctl_json(d, "eval", "--model", name, "--dataset", "test", NULL);
+	double loss = number(e, "loss"), want = number(row, "last_eval_loss");
+	if (!(fabs(loss - want) <= 1e-5 * fabs(want))) {
+		fail_msg("%s, merged: %g, not %g", text(row, "method"), loss, want);
+	}
+	json_decref(e);
+	free(ctl_ok(d, "model", "rm", name, NULL));
+	/* Again into the same place: it is there, and the same bytes. */
+	f = ctl_json(d, "fetch", id, "--merge", "-o", dir, NULL);
+	assert_true(json_is_true(json_object_get(f, "was_there")));
+	json_decref(f);
+}
+
+static void check_merge(const struct daemon *d, json_t *row)
+{
+	static const struct {
+		const char *method, *says;
+	} never[] = {
+		{"bitfit", "no biases"},
+		{"bottleneck", "non-linearity"},
+		{"prompt_tuning", "virtual tokens"},
+		{"p_tuning", "virtual tokens"},
+		{"prefix_tuning", "virtual tokens"},
+	};
+	char id[24];
+	snprintf(id, sizeof(id), "%.0f", number(row, "job"));
+	_cleanup_(freep) char *name = NULL;
+	assert_true(asprintf(&name, "merged-%s", text(row, "method")) > 0);
+	_cleanup_(freep) char *dir = tiny_path(d->dir, name);
+	for (size_t i = 0; i < ARRAY_LEN(never); i++) {
+		if (strcmp(text(row, "method"), never[i].method) == 0) {
+			check_not_merged(d, id, dir, never[i].says);
+			return;
+		}
+	}
+	check_merged(d, row, id, dir);
 }
 
 static void test_all(void **state)
@@ -214,11 +273,10 @@ static void test_all(void **state)
 			number(row, "trainable_parameters"));
 		check_row(row);
 		check_artifact(d, row);
+		check_merge(d, row);
 		base = i == 0 ? number(row, "trainable_parameters") : base;
 		assert_true(i == 0 || number(row, "trainable_parameters") < base); /* full is most */
 	}
-	check_merge(d, first + 5, "lora) is not merged");
-	check_merge(d, first + 7, "what prompt_tuning trains here has no place");
 	json_decref(rows);
 	_cleanup_(freep) char *page = tiny_read_file(html, NULL);
 	assert_words(page, "prefix_tuning", "<svg", "</html>", NULL);

@@ -302,3 +302,30 @@ float *session_grad(struct train_session *s, const char *key, size_t *ret_n)
 	fail();
 	return NULL;
 }
+
+void fixture_start_encoder(const struct fixture *f, struct train_session *s)
+{
+	struct errmsg err = {0};
+	struct safetensors st;
+	size_t len, elements = s->job.g->param_elements;
+	_cleanup_(freep) char *data = read_file(f->folder, "golden.safetensors", &len);
+	_cleanup_(freep) float *flat = calloc(elements, sizeof(float));
+	assert_non_null(flat);
+	OK(safetensors_parse(&st, data, len, "golden.safetensors", &err));
+	for (size_t i = 0; i < peft_n_tensors(s->peft, s->job.g); i++) {
+		struct peft_tensor t;
+		char key[TENSOR_NAME_MAX + 8];
+		peft_tensor(s->peft, s->job.g, i, &t);
+		size_t n = (size_t)(t.dims[0] * (t.n_dims > 1 ? t.dims[1] : 1));
+		snprintf(key, sizeof(key), "init.%s", t.name);
+		const struct st_tensor *have = safetensors_find(&st, key);
+		if (!have || have->bytes != n * sizeof(float)) {
+			print_error("golden.safetensors: no %s of %zu values\n", key, n);
+			fail();
+			break;
+		}
+		OK(st_tensor_read_f32(have, flat + t.offset, &err));
+	}
+	job_upload_params(&s->job, s->arena, flat);
+	safetensors_deinit(&st);
+}

@@ -36,6 +36,10 @@ struct train_session *fixture_session(struct fixture *f, bool init);
 /* The same at a given budget of a microbatch. */
 struct train_session *fixture_session_at(struct fixture *f, bool init, int64_t microbatch_tokens);
 
+/* Puts a fresh session where golden.safetensors says ("init.NAME"): what an encoder starts from
+ * stands in no folder. */
+void fixture_start_encoder(const struct fixture *f, struct train_session *s);
+
 double golden_number(const struct fixture *f, const char *key);
 double golden_item(const struct fixture *f, const char *key, size_t i);
 

@@ -100,30 +100,11 @@ static size_t count_prefix(const struct golden_tensors *g, const char *prefix)
 
 /* ---- start --------------------------------------------------------------------------------- */
 
-/* What an encoder starts from stands in no folder. */
-static void start_from_golden(struct fixture *f, struct train_session *s)
-{
-	struct golden_tensors g;
-	size_t elements = s->job.g->param_elements;
-	_cleanup_(freep) float *flat = calloc(elements, sizeof(float));
-	assert_non_null(flat);
-	golden_tensors_open(&g, f);
-	for (size_t i = 0; i < peft_n_tensors(s->peft, s->job.g); i++) {
-		struct peft_tensor t;
-		peft_tensor(s->peft, s->job.g, i, &t);
-		size_t n = elements_of(&t);
-		_cleanup_(freep) float *values = golden_tensor(&g, "init", t.name, n);
-		memcpy(flat + t.offset, values, n * sizeof(float));
-	}
-	job_upload_params(&s->job, s->arena, flat);
-	golden_tensors_close(&g);
-}
-
 static struct train_session *session_of(struct fixture *f, int64_t microbatch_tokens)
 {
 	struct train_session *s = fixture_session_at(f, true, microbatch_tokens);
 	if (f->has_adapter && !f->starts) {
-		start_from_golden(f, s);
+		fixture_start_encoder(f, s);
 	}
 	return s;
 }

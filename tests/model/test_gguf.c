@@ -559,8 +559,8 @@ static void test_refuses_headers(void **state)
 		{"GGUF\1\0\0\0", 24, "GGUF version 1;"},
 		{"GGUF\4\0\0\0", 24, "GGUF version 4;"},
 		{"GGUF\0\0\0\3", 24, "GGUF version 3, big-endian"},
-		{"GGUF\3\0\0\0\1\0\0\0\0\0\0\0", 24, "claims 1 tensors"},
-		{"GGUF\3\0\0\0\0\0\0\0\0\0\0\0\1", 24, "claims 1 metadata entries"},
+		{"GGUF\3\0\0\0\1\0\0\0\0\0\0\0", 24, "has 24 bytes, too few"},
+		{"GGUF\3\0\0\0\0\0\0\0\0\0\0\0\1", 24, "too few for the 1 metadata entries and 0 tensors"},
 		{"GGUF\3\0\0\0\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF", 24, "claims 18446744073709551615 tensors"},
 		{"GGUF\3\0\0\0", 12, "cut short"},
 	};

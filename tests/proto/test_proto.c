@@ -119,7 +119,9 @@ static void texts(void **state)
 	assert_non_null(strstr(err.text, "byte 2"));
 	assert_int_equal(proto_str(&slash, "name", &s, &err), 0);
 	free(s);
-	assert_int_equal(proto_name(&slash, "name", &s, &err), STATUS_INVALID);
+	assert_int_equal(proto_name(&slash, "the model's name", &s, &err), STATUS_INVALID);
+	assert_non_null(strstr(err.text, "the model's name '"));
+	assert_non_null(strstr(err.text, "no '/'"));
 	assert_int_equal(proto_name(&empty, "name", &s, &err), STATUS_INVALID);
 	assert_true(proto_equal(&good, "abc"));
 	assert_false(proto_equal(&good, "ab"));

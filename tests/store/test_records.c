@@ -200,6 +200,7 @@ static void same_job(const struct store_job *a, const struct store_job *b)
 	assert_int_equal(a->measured_peak_rss, b->measured_peak_rss);
 	assert_memory_equal(&a->measured, &b->measured, sizeof(a->measured));
 	assert_memory_equal(&a->outcome, &b->outcome, sizeof(a->outcome));
+	assert_memory_equal(&a->inference, &b->inference, sizeof(a->inference));
 	assert_int_equal(a->sweep, b->sweep);
 	assert_int_equal(a->sweep_size, b->sweep_size);
 	same_text(a->variant, b->variant);
@@ -276,6 +277,7 @@ static void jobs(void **state)
 	j.checkpoints[1].final = true;
 	j.measured = (struct store_measured){1, 2, 3, 4, 5, 6, 20};
 	j.outcome = (struct store_outcome){100, 12345, 6.5, 0.0625, 50, 2.5, 2.25};
+	j.inference = (struct store_inference){32, 9, 0.5, 0.625, 0.5};
 	j.sweep = 1;
 	j.sweep_size = 4;
 	j.variant = strdup("lora.r=8 train.seed=2");
@@ -335,6 +337,7 @@ static void a_job_stored_before(void **state)
 	same_job(&got, &want);
 	assert_int_equal(got.outcome.steps, 0);
 	assert_int_equal(got.measured.arena, 0);
+	assert_int_equal(got.inference.tokens, 0);
 	assert_int_equal(got.sweep, 0);
 	/* Written again it has the same bytes: nothing is made up. */
 	struct packed again;

@@ -222,6 +222,22 @@ static void test_overlong(void **state)
 
 	o = (struct sample_options){.max_length = 5, .overlong = OVERLONG_RAISE};
 	assert_fails(four, t, o, "row 1 (counted from 0): it has 10 tokens, more than max_length 5");
+	/* With the files that rows come from, by the place in its own. */
+	const char *second = strchr(four, '\n') + 1;
+	const struct rows_file files[] = {{"a.jsonl", (size_t)(second - four)},
+		{"b.jsonl", strlen(second)}};
+	o.files = files;
+	o.n_files = 2;
+	assert_fails(four, t, o, "b.jsonl:1: it has 10 tokens, more than max_length 5");
+	const struct rows_file one = {"c.jsonl", strlen(four)};
+	o.files = &one;
+	o.n_files = 1;
+	assert_fails(four, t, o, "c.jsonl:2: it has 10 tokens");
+	const struct rows_file short_of = {"d.jsonl", (size_t)(second - four)};
+	o.files = &short_of; /* what lies in no file is told by its number */
+	assert_fails(four, t, o, "row 1 (counted from 0): it has 10 tokens");
+	o.files = NULL;
+	o.n_files = 0;
 	o.max_length = 11;
 	s = make(four, t, o, 3);
 	assert_int_equal(s->n, 4);

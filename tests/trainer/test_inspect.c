@@ -346,7 +346,7 @@ static void test_plan_rows(void **state)
 	outcome_deinit(&o);
 
 	t.train_spec.overlong = proto_bytes("raise");
-	EXPECT_ERROR(&t, STATUS_INVALID, "row 1", "12"); /* counted from 0 */
+	EXPECT_ERROR(&t, STATUS_INVALID, ":2: ", "12");
 
 	/* Cut after eight tokens, the second row has only prompt left. */
 	t.train_spec.overlong = proto_bytes("truncate");
