@@ -94,8 +94,8 @@ int main(int argc, char **argv)
 	printf("load: %.0f ms\n", (double)(clock_monotonic_ns() - start) * 1e-6);
 	char *text = slurp(argv[2], &len);
 	struct sample_options o = {.rows = {argc > 3 ? argv[3] : NULL, argc > 4 ? argv[4] : NULL}};
-	const struct chat_template *template = NULL;
-	o.chat_template = chat_template_find(&template, NULL, "chatml", &err) == 0 ? template : NULL;
+	struct chat_template *template = NULL;
+	o.chat_template = chat_template_new(&template, NULL, "chatml", &err) == 0 ? template : NULL;
 	for (unsigned i = 0; i < RUNS; i++) {
 		struct samples *s = NULL;
 		start = clock_monotonic_ns();
@@ -114,6 +114,7 @@ int main(int argc, char **argv)
 		(double)len * 1e3 / (double)best[0]);
 	printf("samples: %.1f MB/s\n", (double)len * 1e3 / (double)best[1]);
 	free(text);
+	chat_template_free(template);
 	tokenizer_free(t);
 	return 0;
 }

@@ -65,7 +65,7 @@ int cmd_eval(struct ctl *ctl, int argc, char **argv)
 		{"max-length", 0, OPT_U32, "L", "longer rows are left out (default 1024)", &max_length},
 		{"dtype", 0, OPT_TEXT, "TYPE", "f32 or bf16 (default f32)", &dtype},
 		{"train-on-prompt", 0, OPT_FLAG, NULL, "count the prompts' tokens, too", &train_on_prompt},
-		{"chat-template", 0, OPT_TEXT, "NAME", "a built-in template, where the model's is unknown",
+		{"chat-template", 0, OPT_TEXT, "NAME", "a built-in template, in place of the model's own",
 			&tmpl},
 	};
 	_cleanup_(texts_deinit) struct texts operands = {0};

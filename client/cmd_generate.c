@@ -159,7 +159,7 @@ int cmd_generate(struct ctl *ctl, int argc, char **argv)
 		{"chat", 0, OPT_FLAG, NULL, "the prompt is a user's turn in the model's chat template",
 			&chat},
 		{"dtype", 0, OPT_TEXT, "TYPE", "f32 or bf16 (default f32)", &dtype},
-		{"chat-template", 0, OPT_TEXT, "NAME", "a built-in template, where the model's is unknown",
+		{"chat-template", 0, OPT_TEXT, "NAME", "a built-in template, in place of the model's own",
 			&tmpl},
 	};
 	_cleanup_(texts_deinit) struct texts operands = {0};

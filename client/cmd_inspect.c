@@ -184,7 +184,7 @@ int cmd_inspect(struct ctl *ctl, int argc, char **argv)
 		{"max-length", 0, OPT_U32, "L", "tokens beyond which a row is too long (default 1024)",
 			&max_length},
 		{"train-on-prompt", 0, OPT_FLAG, NULL, "as train.train_on_prompt", &train_on_prompt},
-		{"chat-template", 0, OPT_TEXT, "NAME", "a built-in template, where the model's is unknown",
+		{"chat-template", 0, OPT_TEXT, "NAME", "a built-in template, in place of the model's own",
 			&chat_template},
 	};
 	_cleanup_(texts_deinit) struct texts operands = {0};

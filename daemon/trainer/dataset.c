@@ -91,7 +91,11 @@ static void make_key(uint8_t key[32], const struct input *in, const struct task_
 	uint8_t digest[32];
 	tokenizer_digest(tokenizer, digest);
 	crypto_generichash_update(&state, digest, sizeof(digest));
-	key_text(&state, tmpl ? chat_template_name(tmpl) : NULL);
+	memset(digest, 0, sizeof(digest));
+	if (tmpl) {
+		chat_template_digest(tmpl, digest);
+	}
+	crypto_generichash_update(&state, digest, sizeof(digest));
 	key_text(&state, d->prompt_field);
 	key_text(&state, d->completion_field);
 	int64_t options[] = {o->max_length, o->overlong, o->train_on_prompt, o->keep_all};

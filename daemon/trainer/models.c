@@ -24,6 +24,12 @@ struct resident {
 	unsigned pins;
 };
 
+struct named_template {
+	struct named_template *next;
+	char *name; /* NULL: the model's own */
+	struct chat_template *template;
+};
+
 struct model {
 	struct model *next;
 	char *name, *path; /* as the core calls it */
@@ -31,6 +37,7 @@ struct model {
 	uint8_t stamp[32]; /* of its files' sizes, times and inodes */
 	struct model_files *files;
 	struct tokenizer *tokenizer; /* NULL until it is needed */
+	struct named_template *templates; /* those asked for so far */
 	bool has_digest;
 	uint8_t digest[32];
 	struct resident *residents;
@@ -111,6 +118,13 @@ static void model_free(struct models *m, struct model *model)
 		unload(m, model, model->residents);
 	}
 	tokenizer_free(model->tokenizer);
+	while (model->templates) {
+		struct named_template *next = model->templates->next;
+		chat_template_free(model->templates->template);
+		free(model->templates->name);
+		free(model->templates);
+		model->templates = next;
+	}
 	model_files_free(model->files);
 	free(model->name);
 	free(model->path);
@@ -357,14 +371,27 @@ int model_digest(struct model *model, uint8_t ret[32], struct errmsg *err)
 int model_template(struct model *model, const char *name, const struct chat_template **ret,
 	struct errmsg *err)
 {
-	const char *jinja = model_files_chat_template(model->files);
-	if (!name && !jinja) {
-		return errmsg_set(err, STATUS_INVALID,
-			"model '%s' has no chat template; name a built-in one with chat_template",
-			model->name);
+	for (struct named_template *t = model->templates; t; t = t->next) {
+		if (name && t->name ? strcmp(t->name, name) == 0 : !name && !t->name) {
+			*ret = t->template;
+			return 0;
+		}
 	}
-	int r = chat_template_find(ret, jinja, name, err);
-	return r > 0 && !name ? errmsg_prefix(err, r, "model '%s'", model->name) : r;
+	struct named_template *t = calloc(1, sizeof(*t));
+	if (!t || (name && !(t->name = strdup(name)))) {
+		free(t);
+		return -ENOMEM;
+	}
+	int r = chat_template_new(&t->template, model->files, name, err);
+	if (r != 0) {
+		free(t->name);
+		free(t);
+		return r > 0 && !name ? errmsg_prefix(err, r, "model '%s'", model->name) : r;
+	}
+	t->next = model->templates;
+	model->templates = t;
+	*ret = t->template;
+	return 0;
 }
 
 /* ---- weights on the device ------------------------------------------------------------------- */

@@ -26,7 +26,8 @@ const struct model_files *model_files_of(const struct model *model);
 int model_tokenizer(struct model *model, const struct tokenizer **ret, struct errmsg *err);
 int model_digest(struct model *model, uint8_t ret[32], struct errmsg *err);
 
-/* The chat template named by `name`, or the model's own where name is NULL. STATUS_INVALID. */
+/* The built-in chat template named by `name`, or the model's own where name is NULL; borrowed from the
+ * model. STATUS_INVALID. */
 int model_template(struct model *model, const char *name, const struct chat_template **ret,
 	struct errmsg *err);
 

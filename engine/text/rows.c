@@ -100,7 +100,30 @@ static void list_keys(json_t *root, char *out, size_t size)
 	}
 }
 
-static int check_message(json_t *m, size_t i, struct errmsg *fault)
+/* Tool calls go to the chat template as they are; there may be content beside them. */
+static int check_calls(const json_t *calls, const json_t *content, size_t i, bool reals,
+	struct errmsg *fault)
+{
+	if (!json_is_array(calls) || json_array_size(calls) == 0) {
+		return wrong(fault, "messages[%zu].tool_calls is %s; it must be a list of calls", i,
+			json_is_array(calls) ? "empty" : type_name(calls));
+	}
+	for (size_t k = 0; k < json_array_size(calls); k++) {
+		if (!json_is_object(json_array_get(calls, k))) {
+			return wrong(fault, "messages[%zu].tool_calls[%zu] is %s; it must be an object", i, k,
+				type_name(json_array_get(calls, k)));
+		}
+	}
+	if (content && !json_is_string(content) && !json_is_null(content)) {
+		return wrong(fault, "messages[%zu].content is %s; it must be a string", i,
+			type_name(content));
+	}
+	return !reals ? 0 : wrong(fault, "messages[%zu] has tool calls, and the row a whole number "
+		"beyond 64 bits; write it as a string", i);
+}
+
+/* reals: whole numbers were read as reals. */
+static int check_message(json_t *m, size_t i, bool reals, struct errmsg *fault)
 {
 	const json_t *role = json_object_get(m, "role"), *content = json_object_get(m, "content");
 	const json_t *calls = json_object_get(m, "tool_calls");
@@ -114,10 +137,7 @@ static int check_message(json_t *m, size_t i, struct errmsg *fault)
 			"assistant", i, sharegpt ? " (`from` and `value` are `role` and `content` here)" : "");
 	}
 	if (calls && !json_is_null(calls)) {
-		return wrong(fault,
-			"messages[%zu] has `tool_calls`, which are not supported; write them into "
-			"`content` as the model is to write them",
-			i);
+		return check_calls(calls, content, i, reals, fault);
 	}
 	if (!json_is_string(content)) {
 		return wrong(fault, "messages[%zu].content is %s; it must be a string", i,
@@ -146,7 +166,7 @@ static int read_messages(struct row *row, struct errmsg *fault)
 		return wrong(fault, "`tools` are not supported; write them into the system message");
 	}
 	for (size_t i = 0; i < json_array_size(messages); i++) {
-		int r = check_message(json_array_get(messages, i), i, fault);
+		int r = check_message(json_array_get(messages, i), i, row->reals, fault);
 		if (r < 0) {
 			return r;
 		}
@@ -261,8 +281,13 @@ int row_next(struct row_reader *r, const struct rows_spec *spec, struct row *ret
 			r->line[r->at] == '[' ? ", without a list around them" : "");
 	}
 	*ret = (struct row){0};
-	ret->root = json_loadb(r->line + r->at, r->len - r->at,
-		JSON_REJECT_DUPLICATES | JSON_DISABLE_EOF_CHECK | JSON_DECODE_INT_AS_REAL, &e);
+	size_t flags = JSON_REJECT_DUPLICATES | JSON_DISABLE_EOF_CHECK;
+	ret->root = json_loadb(r->line + r->at, r->len - r->at, flags, &e);
+	if (!ret->root && json_error_code(&e) == json_error_numeric_overflow) {
+		/* no number counts but in tool calls */
+		ret->reals = true;
+		ret->root = json_loadb(r->line + r->at, r->len - r->at, flags | JSON_DECODE_INT_AS_REAL, &e);
+	}
 	if (!ret->root) {
 		return syntax_fault(r, &e, fault);
 	}
@@ -283,6 +308,7 @@ struct message row_message(const json_t *messages, size_t i)
 		.content = json_string_value(content),
 		.role_len = json_string_length(role),
 		.content_len = json_string_length(content),
+		.fields = m,
 	};
 }
 

@@ -29,7 +29,7 @@ struct share {
 	struct buf text;
 	struct span *spans;
 	struct message *messages;
-	size_t messages_cap;
+	size_t messages_cap, spans_cap;
 	struct ids ids, labels, prompt; /* of the row at hand */
 	struct places places;
 
@@ -123,14 +123,45 @@ static int room_for_messages(struct share *s, size_t n)
 	if (n > s->messages_cap) {
 		struct message *messages = realloc_array(s->messages, n, sizeof(*messages));
 		s->messages = messages ? messages : s->messages;
-		struct span *spans = realloc_array(s->spans, n, sizeof(*spans));
-		s->spans = spans ? spans : s->spans;
-		if (!messages || !spans) {
+		if (!messages) {
 			return -ENOMEM;
 		}
 		s->messages_cap = n;
 	}
 	return 0;
+}
+
+static int room_for_spans(struct share *s, size_t n)
+{
+	if (n > s->spans_cap) {
+		struct span *spans = realloc_array(s->spans, n, sizeof(*spans));
+		if (!spans) {
+			return -ENOMEM;
+		}
+		s->spans = spans;
+		s->spans_cap = n;
+	}
+	return 0;
+}
+
+/* The text of s->messages[n] and, where labels depend on it, what the assistant says in it. */
+static int render_messages(struct share *s, size_t n, size_t *ret_n_spans)
+{
+	*ret_n_spans = 0;
+	if (s->o->train_on_prompt) {
+		return chat_template_render(s->o->chat_template, s->messages, n, false, &s->text, NULL, 0,
+			NULL, &s->err);
+	}
+	int r = room_for_spans(s, n);
+	r = r ? r : chat_template_render(s->o->chat_template, s->messages, n, false, &s->text, s->spans,
+		s->spans_cap, ret_n_spans, &s->err);
+	if (r == 0 && *ret_n_spans > s->spans_cap) { /* several to a message */
+		r = room_for_spans(s, *ret_n_spans);
+		s->text.len = 0;
+		r = r ? r : chat_template_render(s->o->chat_template, s->messages, n, false, &s->text,
+			s->spans, s->spans_cap, ret_n_spans, &s->err);
+	}
+	return r;
 }
 
 /* A token is trained on when a byte of it lies in a span, as transformers maps characters to
@@ -170,8 +201,7 @@ static int encode_messages(struct share *s, const struct row *row)
 	}
 	s->text.len = 0;
 	s->places.len = 0;
-	r = chat_template_render(s->o->chat_template, s->messages, n, false, &s->text, s->spans, n,
-		&n_spans, &s->err);
+	r = render_messages(s, n, &n_spans);
 	/* No special tokens by the tokenizer: the template writes them itself. */
 	if (r == 0) {
 		r = encoder_run(&s->encoder, (const char *)s->text.data, s->text.len, false, &s->ids,

@@ -1,170 +1,108 @@
 /*
- * Chat templates.
- *
- * A template is a Jinja program; running those means an interpreter for what is, in nearly all
- * models, one of a few formats. So the formats are here and a program is recognised by its exact
- * text: by the digest of its source without one newline at its end (which Jinja drops too). Of
- * programs that are all tags, where a line can only break inside a string, a newline written as
- * `\n` counts as a newline. Any other difference, however small, makes it an unknown template.
- *
- * What counts as the assistant's words follows TRL's training templates, which wrap them in
- * {% generation %}: for ChatML the content, <|im_end|> and the newline behind it (qwen2_5_vl, qwen3
- * and lfm2 there; qwen2_5 starts at the newline before the content); for Llama 3 the content and
- * <|eot_id|>.
+ * Chat templates: their making, and conversations through them as transformers' apply_chat_template
+ * hands them over (tokenization_utils_base.py, utils/chat_template_utils.py).
  */
 
 #include <errno.h>
 #include <sodium.h>
 #include <stdlib.h>
 
+#include "engine/model/model.h"
 #include "engine/text/text-internal.h"
+#include "util/cleanup.h"
 #include "util/util.h"
 
-enum {
-	MAX_SOURCES = 3,
-};
+/* ---- making ------------------------------------------------------------------------------ */
 
-struct chat_template {
-	const char *name;
-	const char *start;          /* once, before the first message */
-	const char *default_system; /* its content, where the first message is not the system's */
-	const char *open, *opened;  /* around the role */
-	const char *close;          /* after the content */
-	bool trim;                  /* the content loses white space at both ends */
-	size_t lead;                /* bytes of `opened` that belong to the assistant's span */
-	const char *roles[5];
-	struct {
-		bool all_tags;
-		const char *digest; /* BLAKE2b-256 of the source */
-	} sources[MAX_SOURCES];
-};
-
-#define CHATML .start = "", .open = "<|im_start|>", .opened = "\n", .close = "<|im_end|>\n"
-
-static const struct chat_template templates[] = {
-	{
-		.name = "chatml",
-		CHATML,
-		.roles = {"system", "user", "assistant", "tool"},
-		.sources = {
-			{true, "827b1b44d7e035c3f79e595cfd2472e7f08a2764ccbb98d1d4e95d96f882ae0b"},
-			/* with a first line that sets add_generation_prompt where it is not defined */
-			{true, "f684f8fbcf83f20019a7d2348fbb779bb15b98c521a57c3024b9cb4458e43f32"},
-		},
-	},
-	{
-		.name = "smollm2",
-		CHATML,
-		.default_system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
-		.roles = {"system", "user", "assistant", "tool"},
-		.sources = {
-			{true, "786dc803909c78d9d03264ecb6d82c6bcbbe28070b7e342b474af75e0d1c93db"},
-		},
-	},
-	{
-		.name = "qwen2",
-		CHATML,
-		.default_system = "You are a helpful assistant.",
-		.roles = {"system", "user", "assistant", "tool"},
-		.sources = {
-			{true, "7cb398e81113b4aee262bd9621f9186062cf6d071f87ac2c0f735f064e2a3e50"},
-		},
-	},
-	{
-		.name = "qwen2.5",
-		CHATML,
-		.default_system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
-		.lead = 1,
-		.roles = {"system", "user", "assistant"}, /* it renders tools' answers in another way */
-		.sources = {
-			{false, "ef0829bf42c538a9bbd234c9664d95d9504fb8e6939b293dea2c595107b35170"},
-		},
-	},
-	{
-		.name = "llama3",
-		.start = "<|begin_of_text|>",
-		.open = "<|start_header_id|>",
-		.opened = "<|end_header_id|>\n\n",
-		.close = "<|eot_id|>",
-		.trim = true,
-		.roles = {"system", "user", "assistant"},
-		.sources = {
-			{true, "05facb19f527d33e1ba2066abb9656dc46ff7f61a33d5419bbd0f773d3519478"},
-		},
-	},
-};
-
-/* ---- recognising ------------------------------------------------------------------------- */
-
-static void digest_of(const char *text, size_t len, char hex[65])
+static int unknown(struct errmsg *err, const char *name)
 {
-	uint8_t digest[32];
-	crypto_generichash(digest, sizeof(digest), (const uint8_t *)text, len, NULL, 0);
-	hex_encode(hex, digest, sizeof(digest));
+	char names[256] = "";
+	for (size_t i = 0, at = 0; builtin_template(i) && at < sizeof(names); i++) {
+		at += (size_t)snprintf(names + at, sizeof(names) - at, "%s%s", i ? ", " : "",
+			builtin_template(i)->name);
+	}
+	return name ? errmsg_set(err, STATUS_INVALID,
+		"there is no chat template %.64s; choose one with chat_template: %s", name, names) :
+		errmsg_set(err, STATUS_INVALID,
+			"the model has no chat template; choose one with chat_template: %s", names);
 }
 
-static int source_digests(const char *jinja, char as_is[65], char unescaped[65])
+static int render_json(const struct chat_template *t, json_t *messages, bool prompt,
+	struct buf *out, struct jinja_marks *marks, struct errmsg *err);
+
+/* Whether add_generation_prompt makes a difference: some templates do not heed it. */
+static bool writes_prompt(const struct chat_template *t)
 {
-	size_t len = strlen(jinja), n = 0;
-	if (len > 0 && jinja[len - 1] == '\n') {
-		len--;
+	_cleanup_(buf_deinit) struct buf with = {0}, without = {0};
+	struct errmsg ignored;
+	json_t *messages = json_pack("[{ssss}]", "role", "user", "content", "x");
+	bool writes = messages && render_json(t, messages, true, &with, NULL, &ignored) == 0 &&
+		render_json(t, messages, false, &without, NULL, &ignored) == 0 && with.len > without.len &&
+		memcmp(with.data, without.data, without.len) == 0;
+	json_decref(messages);
+	return writes;
+}
+
+static int finish(struct chat_template *t, const char *source, json_t *vars, struct errmsg *err)
+{
+	int r = jinja_new(&t->jinja, source, strlen(source), err);
+	if (r != 0) {
+		return r;
 	}
-	char *text = malloc(len + 1);
-	if (!text) {
+	/* transformers names these even where there are none */
+	t->vars = vars ? json_copy(vars) : json_object();
+	char *text = t->vars ? json_dumps(t->vars, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
+	if (!text || json_object_set_new(t->vars, "tools", json_null()) != 0 ||
+		json_object_set_new(t->vars, "documents", json_null()) != 0) {
+		free(text);
 		return -ENOMEM;
 	}
-	for (size_t i = 0; i < len; i++) {
-		bool newline = jinja[i] == '\\' && i + 1 < len && jinja[i + 1] == 'n';
-		text[n++] = newline ? '\n' : jinja[i];
-		i += newline;
-	}
-	digest_of(jinja, len, as_is);
-	digest_of(text, n, unescaped);
+	crypto_generichash_state state;
+	crypto_generichash_init(&state, NULL, 0, 32);
+	crypto_generichash_update(&state, (const uint8_t *)source, strlen(source) + 1);
+	crypto_generichash_update(&state, (const uint8_t *)text, strlen(text));
+	crypto_generichash_final(&state, t->digest, 32);
 	free(text);
+	t->has_tool_calls = strstr(source, "tool_calls") != NULL;
+	t->writes_prompt = writes_prompt(t);
+	t->closes_alike = chat_closes_alike(t);
 	return 0;
 }
 
-static int unknown(struct errmsg *err, const char *what)
-{
-	char names[256] = "";
-	for (size_t i = 0, at = 0; i < ARRAY_LEN(templates) && at < sizeof(names); i++) {
-		at += (size_t)snprintf(names + at, sizeof(names) - at, "%s%s", i ? ", " : "",
-			templates[i].name);
-	}
-	return errmsg_set(err, STATUS_INVALID, "%s; choose one with chat_template: %s", what, names);
-}
-
-int chat_template_find(const struct chat_template **ret, const char *jinja, const char *name,
+static int make(struct chat_template **ret, const char *name, const char *source, json_t *vars,
 	struct errmsg *err)
 {
-	char as_is[65], unescaped[65], what[160];
-	for (size_t i = 0; name && i < ARRAY_LEN(templates); i++) {
-		if (strcmp(templates[i].name, name) == 0) {
-			*ret = &templates[i];
-			return 0;
-		}
+	struct chat_template *t = calloc_array(1, sizeof(*t));
+	if (!t) {
+		return -ENOMEM;
 	}
-	if (name) {
-		snprintf(what, sizeof(what), "there is no chat template %.64s", name);
-		return unknown(err, what);
+	t->name = name;
+	int r = finish(t, source, vars, err);
+	if (r != 0) {
+		chat_template_free(t);
+		return r > 0 ? errmsg_prefix(err, r, "the chat template") : r;
 	}
-	if (!jinja) {
-		return unknown(err, "the model has no chat template");
+	*ret = t;
+	return 0;
+}
+
+int chat_template_new_source(struct chat_template **ret, const char *jinja, const char *tokens,
+	struct errmsg *err)
+{
+	json_error_t e;
+	json_t *vars = tokens ? json_loads(tokens, 0, &e) : NULL;
+	int r = tokens && !json_is_object(vars) ? -EINVAL : make(ret, "own", jinja, vars, err);
+	json_decref(vars);
+	return r;
+}
+
+void chat_template_free(struct chat_template *t)
+{
+	if (t) {
+		jinja_free(t->jinja);
+		json_decref(t->vars);
+		free(t);
 	}
-	int r = source_digests(jinja, as_is, unescaped);
-	if (r < 0) {
-		return r;
-	}
-	for (size_t i = 0; i < ARRAY_LEN(templates); i++) {
-		for (size_t j = 0; j < MAX_SOURCES && templates[i].sources[j].digest; j++) {
-			const char *seen = templates[i].sources[j].all_tags ? unescaped : as_is;
-			if (strcmp(templates[i].sources[j].digest, seen) == 0) {
-				*ret = &templates[i];
-				return 0;
-			}
-		}
-	}
-	return unknown(err, "the model's chat template is not one of those known here");
 }
 
 const char *chat_template_name(const struct chat_template *t)
@@ -172,85 +110,164 @@ const char *chat_template_name(const struct chat_template *t)
 	return t->name;
 }
 
-/* ---- rendering --------------------------------------------------------------------------- */
-
-static bool is(const char *text, size_t len, const char *word)
+void chat_template_digest(const struct chat_template *t, uint8_t ret[32])
 {
-	return len == strlen(word) && memcmp(text, word, len) == 0;
+	memcpy(ret, t->digest, 32);
 }
 
-static int check_role(const struct chat_template *t, const struct message *m, size_t i,
-	struct errmsg *err)
+/* ---- a model's special tokens ------------------------------------------------------------ */
+
+static const char *const token_names[] = {"bos_token", "eos_token", "unk_token", "sep_token",
+	"pad_token", "cls_token", "mask_token"};
+
+/* From one of a folder's files: a name has a string, or an object with its `content`. */
+static int tokens_of_file(const struct model_files *files, const char *file, json_t *vars)
 {
-	char roles[128] = "";
-	size_t at = 0;
-	for (size_t k = 0; t->roles[k]; k++) {
-		if (is(m->role, m->role_len, t->roles[k])) {
-			return 0;
+	size_t len = 0;
+	const char *text = model_files_text(files, file, &len);
+	json_error_t e;
+	json_t *root = text ? json_loadb(text, len, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &e) : NULL;
+	int r = 0;
+	/* What is no JSON is refused where the tokenizer is read. */
+	for (size_t i = 0; i < ARRAY_LEN(token_names) && r == 0; i++) {
+		json_t *v = json_object_get(root, token_names[i]);
+		v = json_is_object(v) ? json_object_get(v, "content") : v;
+		if (json_is_string(v) && !json_object_get(vars, token_names[i])) {
+			r = json_object_set(vars, token_names[i], v) == 0 ? 0 : -ENOMEM;
 		}
-		at += (size_t)snprintf(roles + at, sizeof(roles) - at, "%s%s", k ? ", " : "", t->roles[k]);
 	}
-	return errmsg_set(err, STATUS_INVALID,
-		"message %zu has the role `%.*s`, which the chat template %s "
-		"does not know; it knows %s",
-		i + 1, (int)min_i64((int64_t)m->role_len, 64), m->role, t->name, roles);
-}
-
-static int put(struct buf *out, const char *text)
-{
-	return buf_append(out, text, strlen(text));
-}
-
-/* What Python's str.strip() takes off. */
-static bool is_strip_space(uint32_t c)
-{
-	return unicode_is_space(c) || (c >= 0x1C && c <= 0x1F);
-}
-
-static void trim(const char **text, size_t *len)
-{
-	const uint8_t *p = (const uint8_t *)*text;
-	size_t start = 0, end = *len;
-	unsigned width;
-	while (start < end && is_strip_space(utf8_get(p + start, &width))) {
-		start += width;
-	}
-	while (end > start && is_strip_space(utf8_get(p + end - utf8_last_len(p, end), &width))) {
-		end -= width;
-	}
-	*text += start;
-	*len = end - start;
-}
-
-static int put_message(const struct chat_template *t, const struct message *m, struct buf *out,
-	struct span *ret_span)
-{
-	const char *content = m->content;
-	size_t len = m->content_len;
-	if (t->trim) {
-		trim(&content, &len);
-	}
-	int r = put(out, t->open);
-	r = r < 0 ? r : buf_append(out, m->role, m->role_len);
-	r = r < 0 ? r : put(out, t->opened);
-	ret_span->start = out->len - t->lead;
-	r = r < 0 ? r : buf_append(out, content, len);
-	r = r < 0 ? r : put(out, t->close);
-	ret_span->end = out->len;
+	json_decref(root);
 	return r;
 }
 
-static int put_start(const struct chat_template *t, const struct message *first, struct buf *out)
+static int tokens_of_gguf(const struct gguf_tokenizer *g, json_t *vars)
 {
-	struct message system = {.role = "system", .role_len = strlen("system")};
-	struct span ignored;
-	int r = put(out, t->start);
-	if (r < 0 || !t->default_system || is(first->role, first->role_len, "system")) {
-		return r;
+	const struct {
+		const char *name;
+		int32_t id;
+	} ids[] = {{"bos_token", g->bos_token_id}, {"eos_token", g->eos_token_id},
+		{"unk_token", g->unk_token_id}, {"pad_token", g->pad_token_id}};
+	for (size_t i = 0; i < ARRAY_LEN(ids); i++) {
+		if (ids[i].id < 0 || ids[i].id >= g->n_tokens) {
+			continue;
+		}
+		/* NULL for bytes that are no UTF-8, which no template can write either */
+		json_t *v = json_stringn(g->tokens[ids[i].id], g->token_lens[ids[i].id]);
+		if (v && json_object_set_new(vars, ids[i].name, v) != 0) {
+			return -ENOMEM;
+		}
 	}
-	system.content = t->default_system;
-	system.content_len = strlen(t->default_system);
-	return put_message(t, &system, out, &ignored);
+	return 0;
+}
+
+int chat_template_new(struct chat_template **ret, const struct model_files *files, const char *name,
+	struct errmsg *err)
+{
+	for (size_t i = 0; name && builtin_template(i); i++) {
+		if (strcmp(builtin_template(i)->name, name) == 0) {
+			return make(ret, builtin_template(i)->name, builtin_template(i)->source, NULL, err);
+		}
+	}
+	const char *source = files && !name ? model_files_chat_template(files) : NULL;
+	if (!source) {
+		return unknown(err, name);
+	}
+	json_t *vars = json_object();
+	const struct gguf_tokenizer *g = model_files_gguf_tokenizer(files);
+	int r = !vars ? -ENOMEM : g ? tokens_of_gguf(g, vars) : 0;
+	r = r || g ? r : tokens_of_file(files, "tokenizer_config.json", vars);
+	r = r || g ? r : tokens_of_file(files, "special_tokens_map.json", vars);
+	r = r ? r : make(ret, "own", source, vars, err);
+	json_decref(vars);
+	return r;
+}
+
+/* ---- conversations ----------------------------------------------------------------------- */
+
+/* Keys without a value go, and what a model thought has all the names that templates know it by. */
+static json_t *normalized(const json_t *fields)
+{
+	static const char *const names[] = {"reasoning_content", "thinking", "reasoning"};
+	json_t *m = json_object(), *reasoning = NULL, *value;
+	const char *key;
+	bool ok = m;
+	for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+		json_t *v = json_object_get(fields, names[i]);
+		reasoning = !reasoning && v && !json_is_null(v) ? v : reasoning;
+	}
+	ok = ok && (!reasoning || json_object_set(m, "thinking", reasoning) == 0);
+	json_object_foreach((json_t *)(uintptr_t)fields, key, value) {
+		ok = ok && (json_is_null(value) || json_object_set(m, key, value) == 0);
+	}
+	ok = ok && (!reasoning || json_object_set(m, "reasoning_content", reasoning) == 0);
+	if (!ok) {
+		json_decref(m);
+		return NULL;
+	}
+	return m;
+}
+
+static int message_json(const struct chat_template *t, const struct message *m, size_t i,
+	json_t **ret, struct errmsg *err)
+{
+	size_t bad;
+	if (m->fields) {
+		const json_t *calls = json_object_get(m->fields, "tool_calls");
+		if (calls && !json_is_null(calls) && !t->has_tool_calls) {
+			return errmsg_set(err, STATUS_INVALID, "message %zu has `tool_calls`, which the chat "
+				"template does not write; put them into `content` as the model is to write them",
+				i + 1);
+		}
+		*ret = normalized(m->fields);
+		return *ret ? 0 : -ENOMEM;
+	}
+	if (!utf8_valid(m->content, m->content_len, &bad)) {
+		return errmsg_set(err, STATUS_INVALID, "message %zu: byte %zu is not UTF-8", i + 1, bad);
+	}
+	if (!utf8_valid(m->role, m->role_len, &bad)) {
+		return errmsg_set(err, STATUS_INVALID, "message %zu: its role is not UTF-8", i + 1);
+	}
+	*ret = json_pack("{ss%ss%}", "role", m->role, m->role_len, "content", m->content,
+		m->content_len);
+	return *ret ? 0 : -ENOMEM;
+}
+
+static int render_json(const struct chat_template *t, json_t *messages, bool prompt,
+	struct buf *out, struct jinja_marks *marks, struct errmsg *err)
+{
+	json_t *call = json_object();
+	int r = call && json_object_set(call, "messages", messages) == 0 &&
+		json_object_set_new(call, "add_generation_prompt", json_boolean(prompt)) == 0 ? 0 : -ENOMEM;
+	if (r == 0) {
+		const json_t *vars[] = {t->vars, call};
+		r = jinja_render(t->jinja, vars, ARRAY_LEN(vars), CHAT_TEMPLATE_NOW, out, marks, err);
+	}
+	json_decref(call);
+	return r;
+}
+
+int chat_render(const struct chat_template *t, json_t *messages, bool prompt, struct buf *out,
+	struct errmsg *err)
+{
+	return render_json(t, messages, prompt, out, NULL, err);
+}
+
+/* What the template marks by itself. */
+static int render_marked(const struct chat_template *t, json_t *messages, bool prompt,
+	struct buf *out, struct span *spans, size_t max_spans, size_t *ret_n, struct errmsg *err)
+{
+	struct jinja_marks marks = {.cap = max_spans};
+	size_t before = out->len;
+	if (max_spans > 0 && !(marks.data = alloc_array(max_spans, sizeof(*marks.data)))) {
+		return -ENOMEM;
+	}
+	int r = render_json(t, messages, prompt, out, &marks, err);
+	for (size_t i = 0; r == 0 && i < marks.n && i < max_spans; i++) {
+		spans[i] = (struct span){before + marks.data[i].start, before + marks.data[i].end};
+	}
+	*ret_n = r == 0 ? marks.n : 0;
+	free(marks.data);
+	return r;
 }
 
 int chat_template_render(const struct chat_template *t, const struct message *messages, size_t n,
@@ -258,35 +275,24 @@ int chat_template_render(const struct chat_template *t, const struct message *me
 	size_t *ret_n_spans, struct errmsg *err)
 {
 	size_t n_spans = 0, before = out->len;
-	int r = 0;
 	if (n == 0) {
 		return errmsg_set(err, STATUS_INVALID, "there are no messages; there must be at least one");
 	}
-	for (size_t i = 0; i < n; i++) {
-		if ((r = check_role(t, &messages[i], i, err)) != 0) {
-			return r;
-		}
-		size_t bad;
-		if (!utf8_valid(messages[i].content, messages[i].content_len, &bad)) {
-			return errmsg_set(
-				err, STATUS_INVALID, "message %zu: byte %zu is not UTF-8", i + 1, bad);
-		}
-	}
-	r = put_start(t, &messages[0], out);
+	json_t *list = json_array();
+	int r = list ? 0 : -ENOMEM;
 	for (size_t i = 0; i < n && r == 0; i++) {
-		struct span span;
-		r = put_message(t, &messages[i], out, &span);
-		if (is(messages[i].role, messages[i].role_len, "assistant") && spans &&
-			n_spans < max_spans) {
-			spans[n_spans++] = span;
-		}
+		json_t *m = NULL;
+		r = message_json(t, &messages[i], i, &m, err);
+		r = r ? r : json_array_append_new(list, m) == 0 ? 0 : -ENOMEM;
 	}
-	if (r == 0 && add_generation_prompt) {
-		r = put(out, t->open);
-		r = r < 0 ? r : put(out, "assistant");
-		r = r < 0 ? r : put(out, t->opened);
+	if (r == 0 && spans && jinja_has_generation(t->jinja)) {
+		r = render_marked(t, list, add_generation_prompt, out, spans, max_spans, &n_spans, err);
+	} else {
+		r = r ? r : render_json(t, list, add_generation_prompt, out, NULL, err);
+		r = r || !spans ? r : chat_spans(t, list, out, before, spans, max_spans, &n_spans, err);
 	}
-	if (r < 0) {
+	json_decref(list);
+	if (r != 0) {
 		out->len = before;
 		return r;
 	}

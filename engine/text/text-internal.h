@@ -18,6 +18,7 @@
 #include <jansson.h>
 
 #include "engine/model/model.h"
+#include "engine/text/jinja/jinja.h"
 #include "engine/text/text.h"
 #include "engine/text/unicode.h"
 
@@ -365,6 +366,36 @@ int word_cache_new(struct word_slot **ret);
 
 /* ---- chat templates, rows ---------------------------------------------------------------- */
 
+struct chat_template {
+	const char *name;
+	struct jinja *jinja;
+	json_t *vars;        /* what every render is given: special tokens */
+	bool has_tool_calls; /* it mentions them */
+	bool writes_prompt;  /* add_generation_prompt makes a difference */
+	bool closes_alike;   /* a last turn ends as one that a question follows */
+	uint8_t digest[32];
+};
+
+struct builtin_template {
+	const char *name, *source;
+};
+const struct builtin_template *builtin_template(size_t i); /* NULL behind the last */
+
+/* Appends the text of messages (an array). STATUS_INVALID; -ENOMEM. */
+int chat_render(const struct chat_template *t, json_t *messages, bool prompt, struct buf *out,
+	struct errmsg *err);
+
+/* The assistant's turns in the text that begins at out->data + before, which messages gave. */
+int chat_spans(const struct chat_template *t, json_t *messages, const struct buf *out, size_t before,
+	struct span *spans, size_t max_spans, size_t *ret_n, struct errmsg *err);
+
+/* Whether a conversation's last turn is closed by no more than an earlier one. */
+bool chat_closes_alike(const struct chat_template *t);
+
+/* What Python's str.strip() takes off, and the stretch of text[start … end) that it leaves. */
+bool is_strip_space(uint32_t c);
+void trim_space(const char *text, size_t *start, size_t *end);
+
 /* One line of a dataset, checked. The strings belong to `root`. */
 struct row {
 	json_t *root; /* owned */
@@ -372,6 +403,7 @@ struct row {
 	const char *prompt, *completion; /* prompt-completion; text: in `completion` */
 	size_t prompt_len, completion_len;
 	json_t *messages; /* messages: an array, checked */
+	bool reals;       /* a whole number did not fit 64 bits: all were read as reals */
 };
 
 void row_deinit(struct row *r);

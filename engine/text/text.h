@@ -55,29 +55,48 @@ int tokenizer_decode(const struct tokenizer *t, int32_t id, bool skip_special, s
 
 /* ---- chat templates ---------------------------------------------------------------------- */
 
+struct json_t;
+
 struct message {
 	const char *role, *content; /* lengths, for the content may hold anything but NUL */
 	size_t role_len, content_len;
+	const struct json_t *fields; /* all that the message has, role and content too, which are then not
+	                              * read from above; NULL: nothing else */
 };
 
+/* Immutable once made, safe to render from several threads. */
 struct chat_template;
 
-/* Recognises a template by its Jinja source (model_files_chat_template()), or takes a built-in one
- * by `name` ("chatml", "smollm2", …) when name is not NULL. STATUS_INVALID: unknown; the message
- * lists the names. Result is static, nothing to free. */
-int chat_template_find(const struct chat_template **ret, const char *jinja, const char *name,
+/* A built-in one by `name` ("chatml", "smollm2", …), or, where name is NULL, the model's own: the
+ * Jinja of model_files_chat_template(), with the special tokens that the model names. `files` may be
+ * NULL beside a name. STATUS_INVALID: there is none, and the message lists the names; or the template
+ * uses what is not supported, and the message has line and construct. */
+int chat_template_new(struct chat_template **ret, const struct model_files *files, const char *name,
 	struct errmsg *err);
-const char *chat_template_name(const struct chat_template *t);
+/* From Jinja alone; `tokens` is a JSON object of special tokens ({"bos_token": "<s>"}), or NULL. */
+int chat_template_new_source(struct chat_template **ret, const char *jinja, const char *tokens,
+	struct errmsg *err);
+void chat_template_free(struct chat_template *t);
+const char *chat_template_name(const struct chat_template *t); /* a built-in's, or "own"; static */
 
-/* A span [start, end) of the rendered text that the assistant said, with what ends its turn, as
- * TRL's training templates mark it: for ChatML content, "<|im_end|>" and the newline after it; for
- * Llama 3 content and "<|eot_id|>". A token of which a byte lies in a span is trained on. */
+/* BLAKE2b-256 of all that decides what it renders, the conversation apart. */
+void chat_template_digest(const struct chat_template *t, uint8_t ret[32]);
+
+/* The date that strftime_now tells every template: 2024-07-26, the day that Llama 3's templates fall
+ * back to. The clock's would train another text after a restart at midnight. */
+enum { CHAT_TEMPLATE_NOW = 1721952000 };
+
+/* A span [start, end) of the rendered text that the assistant said, with what ends its turn. A token of
+ * which a byte lies in a span is trained on. */
 struct span {
 	size_t start, end;
 };
 
-/* Appends the text as transformers' apply_chat_template renders it; the assistant's turns go to
- * spans[*ret_n_spans], at most `max_spans` (n messages suffice; spans may be NULL). */
+/* Appends the text as transformers' apply_chat_template renders it (tools and documents: none). The
+ * assistant's turns go to spans[max_spans], unless that is NULL; *ret_n_spans is how many there are,
+ * which may be more than there was room for. They are what {% generation %} marks, or, in a template
+ * without it, what is found by rendering the conversation up to each turn (template-spans.c).
+ * STATUS_INVALID, `out` as before: the template refuses the conversation, or the spans cannot be told. */
 int chat_template_render(const struct chat_template *t, const struct message *messages, size_t n,
 	bool add_generation_prompt, struct buf *out, struct span *spans, size_t max_spans,
 	size_t *ret_n_spans, struct errmsg *err);

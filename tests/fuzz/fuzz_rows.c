@@ -40,19 +40,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	if (r == 0) {
 		struct tokenizer *t = NULL;
+		struct chat_template *tmpl = NULL;
 		struct samples *s = NULL;
 		struct sample_options o = {.rows = spec ? named : (struct rows_spec){0}, .keep_all = true,
 			.max_length = how & 32 ? 8 : 0, .overlong = OVERLONG_TRUNCATE};
 		if (tokenizer_new_json(&t, tokenizer_json, strlen(tokenizer_json), "x", &err) != 0 ||
-			chat_template_find(&o.chat_template, NULL, how & 64 ? "llama3" : "smollm2", &err) !=
-				0) {
+			chat_template_new(&tmpl, NULL, how & 64 ? "llama3" : "smollm2", &err) != 0) {
 			abort();
 		}
+		o.chat_template = tmpl;
 		/* No end-of-sequence token here, so only conversations come through. */
 		if (samples_new(&s, text, size, t, &o, 1 + how % 4, &err) == 0 && s->rows != check.rows) {
 			abort();
 		}
 		samples_free(s);
+		chat_template_free(tmpl);
 		tokenizer_free(t);
 	}
 	buf_deinit(&faults);

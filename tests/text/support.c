@@ -10,10 +10,15 @@
 
 #include "util/util.h"
 
+void golden_path(const char *file, char *path, size_t size)
+{
+	snprintf(path, size, "%s/%s", TEXT_GOLDEN_DIR, file);
+}
+
 char *golden_read(const char *file, size_t *ret_len)
 {
 	char path[512];
-	snprintf(path, sizeof(path), "%s/%s", TEXT_GOLDEN_DIR, file);
+	golden_path(file, path, sizeof(path));
 	FILE *f = fopen(path, "rb");
 	if (!f) {
 		fail_msg("%s: cannot be opened", path);

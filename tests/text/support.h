@@ -5,6 +5,8 @@
 
 #include "engine/text/text.h"
 
+/* The path of a golden file. */
+void golden_path(const char *file, char *path, size_t size);
 /* All of these fail the running test when something is missing. */
 char *golden_read(const char *file, size_t *ret_len); /* freed by the caller */
 json_t *golden_json(const char *file);                /* likewise, json_decref() */

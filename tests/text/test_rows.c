@@ -51,6 +51,9 @@ static void test_formats(void **state)
 		{"{\"messages\": [{\"role\": \"user\", \"content\": \"a\"},"
 		 "{\"role\": \"assistant\", \"content\": \"b\", \"tool_calls\": null}], \"tools\": null}",
 			"messages", 1},
+		{"{\"messages\": [{\"role\": \"assistant\", \"tool_calls\": [{\"n\": 1}]}]}",
+			"messages", 1},
+		{"{\"text\": \"a\", \"n\": 99999999999999999999}", "text", 1},
 		{"{\"text\": \"\\u00e9 \xC3\xA9 \\ud83d\\ude00\"}", "text", 1},
 	};
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
@@ -116,7 +119,12 @@ static void test_faults(void **state)
 		{"{\"messages\": [{\"role\": \"user\"}]}", "messages[0].content is null"},
 		{"{\"messages\": [{\"role\": \"user\", \"content\": [{}]}]}", "content is a list"},
 		{"{\"messages\": [{\"role\": \"assistant\", \"content\": \"\"}]}", "content is empty"},
-		{"{\"messages\": [{\"role\": \"assistant\", \"tool_calls\": []}]}", "`tool_calls`"},
+		{"{\"messages\": [{\"role\": \"assistant\", \"tool_calls\": []}]}",
+			"tool_calls is empty"},
+		{"{\"messages\": [{\"role\": \"assistant\", \"tool_calls\": [1]}]}",
+			"tool_calls[0] is a number"},
+		{"{\"messages\": [{\"role\": \"assistant\", \"tool_calls\": [{\"n\": 1}]}], "
+		 "\"x\": 99999999999999999999}", "beyond 64 bits"},
 		{"{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"tools\": []}",
 			"`tools` are not"},
 		{"{\"prompt\": \"a\", \"prompt\": \"a\", \"completion\": \"b\"}", "only once"},

@@ -120,8 +120,10 @@ static void test_chat(void **state)
 	const char *name;
 	json_array_foreach(golden, i, of_template) {
 		struct sample_options o = {.keep_all = true};
-		assert_int_equal(chat_template_find(&o.chat_template, NULL,
+		struct chat_template *tmpl = NULL;
+		assert_int_equal(chat_template_new(&tmpl, NULL,
 			json_string_value(json_object_get(of_template, "name")), NULL), 0);
+		o.chat_template = tmpl;
 		json_array_foreach(json_object_get(of_template, "conversations"), k, c) {
 			json_object_foreach(json_object_get(c, "tokens"), name, pair) {
 				bool extra = strcmp(name, "deepseek") == 0 || strcmp(name, "gpt4o") == 0;
@@ -149,6 +151,7 @@ static void test_chat(void **state)
 				tokenizer_free(t);
 			}
 		}
+		chat_template_free(tmpl);
 	}
 	assert_true(compared > 100);
 	json_decref(golden);
@@ -254,11 +257,14 @@ static void test_train_on_prompt(void **state)
 	assert_memory_equal(s->ids, s->labels, (size_t)s->start[4] * sizeof(*s->ids));
 	assert_int_equal(s->target_tokens, s->start[4] - 4);
 	samples_free(s);
-	assert_int_equal(chat_template_find(&o.chat_template, NULL, "chatml", NULL), 0);
+	struct chat_template *tmpl = NULL;
+	assert_int_equal(chat_template_new(&tmpl, NULL, "chatml", NULL), 0);
+	o.chat_template = tmpl;
 	s = make("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}", t, o, 1);
 	assert_int_equal(s->n, 1);
 	assert_memory_equal(s->ids, s->labels, (size_t)s->start[1] * sizeof(*s->ids));
 	samples_free(s);
+	chat_template_free(tmpl);
 	tokenizer_free(t);
 }
 
@@ -274,11 +280,14 @@ static void test_nothing(void **state)
 	assert_fails(no_answer, t, o, "no chat template");
 	assert_fails("{}", t, o, "row 0");
 	o = (struct sample_options){0};
-	assert_int_equal(chat_template_find(&o.chat_template, NULL, "chatml", NULL), 0);
+	struct chat_template *tmpl = NULL;
+	assert_int_equal(chat_template_new(&tmpl, NULL, "chatml", NULL), 0);
+	o.chat_template = tmpl;
 	assert_fails(no_answer, t, o, "1 leave nothing to train on");
 	assert_fails(unknown, t, o, "role `gpt`");
 	/* One token and nothing before it that would predict it. */
 	assert_fails("{\"text\": \"<|im_end|>\"}", t, o, "1 leave nothing to train on");
+	chat_template_free(tmpl);
 	tokenizer_free(t);
 	tokenizer_free(no_eos);
 }
