@@ -226,13 +226,13 @@ static void bench_rows(const struct bench *x)
 	for (int i = 0; i < ROWS; i++) {
 		positions[i] = i % LENGTH;
 	}
-	BENCH(x, 0, 4 * n, rmsnorm_forward(x->b, y, s, rstd.data, h, d, w.data, 1e-5f),
+	BENCH(x, 0, 4 * n, rmsnorm_forward(x->b, y, s, rstd.data, h, d, w.data, 1e-5f, false),
 		"rmsnorm forward + residual");
-	BENCH(x, 0, 4 * n, rmsnorm_backward(x->b, h, NULL, y, d, s, rstd.data, w.data),
+	BENCH(x, 0, 4 * n, rmsnorm_backward(x->b, h, NULL, y, d, s, rstd.data, w.data, false),
 		"rmsnorm backward + residual");
-	BENCH(x, 0, 6 * n, rmsnorm_backward(x->b, h, dw.data, y, d, s, rstd.data, w.data),
+	BENCH(x, 0, 6 * n, rmsnorm_backward(x->b, h, dw.data, y, d, s, rstd.data, w.data, false),
 		"rmsnorm backward with dw");
-	BENCH(x, 0, 2 * n, rope(x->b, y, positions, cs.data, HEADS, DIM, false), "rope");
+	BENCH(x, 0, 2 * n, rope(x->b, y, positions, cs.data, HEADS, DIM, DIM, false), "rope");
 	BENCH(x, 0, 3 * n, add(x->b, y, h, d), "add");
 	BENCH(x, 0, 2 * n, dropout(x->b, y, h, 0.1f, (struct rng_key){1, 2}, false), "dropout");
 	struct mat g = mat_random(x, x->dtype, ROWS, INTERMEDIATE);

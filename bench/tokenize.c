@@ -4,7 +4,7 @@
  *	bench_tokenize MODEL|TOKENIZER.json FILE.jsonl [prompt_field completion_field]
  *
  * Two figures, for one thread, the best of five runs: encoding the file's lines as texts, and
- *making samples of its rows (reading JSON, encoding prompts twice).
+ * making samples of its rows (reading JSON, encoding prompts twice).
  */
 
 #include <stdio.h>
@@ -44,11 +44,14 @@ static int load(struct tokenizer **ret, const char *path, struct errmsg *err)
 	const char *dot = strrchr(path, '.');
 	if (dot && strcmp(dot, ".json") == 0) {
 		/* Names no end-of-sequence token; samples need one. */
-		static const char config[] = "{\"eos_token\": \"<|endoftext|>\"}";
+		static const char *const ends[] = {"<|endoftext|>", "</s>", "<eos>", "<|eot_id|>"};
 		size_t len;
 		char *json = slurp(path, &len);
-		int r = tokenizer_from_json(ret, json, len, config, strlen(config), path, err);
+		int r = tokenizer_new_json(ret, json, len, path, err);
 		free(json);
+		for (size_t i = 0; r == 0 && i < ARRAY_LEN(ends) && (*ret)->eos < 0; i++) {
+			(*ret)->eos = tokenizer_id(*ret, ends[i]);
+		}
 		return r;
 	}
 	struct model_files *files = NULL;

@@ -80,11 +80,21 @@ struct progress ctl_progress(const struct ctl *ctl)
 int adapter_ref(struct ctl *ctl, const char *arg, const struct opt_u64 *step,
 	Peftd__V1__AdapterRef *ref, struct source *folder)
 {
-	if (args_job(arg, &ref->job)) {
-		ref->has_job = true;
-		ref->has_step = step->given;
-		ref->step = step->value;
-		return 0;
+	char job[32];
+	const char *at = strchr(arg, '@');
+	struct opt_u64 of = *step;
+	size_t len = at ? (size_t)(at - arg) : strlen(arg);
+	if (len < sizeof(job)) {
+		snprintf(job, sizeof(job), "%.*s", (int)len, arg);
+		if (at && (of.given = args_job(at + 1, &of.value)) && step->given) {
+			return ctl_usage(ctl, "--adapter %s names a step, and so does --step", arg);
+		}
+		if ((!at || of.given) && args_job(job, &ref->job)) {
+			ref->has_job = true;
+			ref->has_step = of.given;
+			ref->step = of.value;
+			return 0;
+		}
 	}
 	if (step->given) {
 		return ctl_usage(ctl, "--step goes with the adapter of a job, not with a folder");

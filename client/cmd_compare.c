@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "client/compare.h"
+#include "client/compare_eval.h"
 #include "client/format.h"
 #include "client/jsonw.h"
 #include "util/cleanup.h"
@@ -338,15 +339,34 @@ static int print_page(struct ctl *ctl, const struct comparison *c, const char *p
 
 int cmd_compare(struct ctl *ctl, int argc, char **argv)
 {
-	const char *html = NULL;
+	const char *html = NULL, *shots = NULL;
+	_cleanup_(evaluation_deinit) struct evaluation e = evaluation_init();
 	const struct opt opts[] = {
 		{"html", 0, OPT_TEXT, "FILE", "write a page with curves and plots, too", &html},
+		{"on", 0, OPT_TEXT, "DATASET", "evaluate the jobs' adapters and the bare base on it, too",
+			&e.dataset},
+		{"shots", 0, OPT_TEXT, "K,…", "with --on: the base with so many examples, as in 0,1,4 "
+			"(default 0)", &shots},
+		{"shots-dataset", 0, OPT_TEXT, "NAME", "draw them from here (default: the dataset itself)",
+			&e.shots_dataset},
+		{"metric", 0, OPT_TEXTS, "M", "as of eval", &e.metrics},
+		{"limit", 0, OPT_U64, "N", "as of eval", &e.limit},
+		{"seed", 0, OPT_U64, "N", "as of eval", &e.seed},
+		{"max-length", 0, OPT_U32, "L", "as of eval", &e.max_length},
+		{"max-new-tokens", 0, OPT_U32, "N", "as of eval", &e.max_new_tokens},
+		{"stop", 0, OPT_TEXTS, "TEXT", "as of eval", &e.stops},
+		{"dtype", 0, OPT_TEXT, "TYPE", "as of eval", &e.dtype},
 	};
 	_cleanup_(texts_deinit) struct texts operands = {0};
 	_cleanup_(comparison_deinit) struct comparison c = {0};
 	int status;
-	if (args_parse(ctl, argc, argv, opts, 1, 1, SIZE_MAX, &operands, &status) != 0 ||
-		(status = compare_read(ctl, &operands, html != NULL, &c)) != 0) {
+	if (args_parse(ctl, argc, argv, opts, ARRAY_LEN(opts), 1, SIZE_MAX, &operands, &status) != 0) {
+		return status;
+	}
+	if (!e.dataset && (shots || e.shots_dataset || e.metrics.n > 0 || e.limit.given)) {
+		return ctl_usage(ctl, "--shots, --shots-dataset, --metric and --limit go with --on DATASET");
+	}
+	if ((status = compare_read(ctl, &operands, html != NULL, &c)) != 0) {
 		return status;
 	}
 	if (ctl->json) {
@@ -356,6 +376,7 @@ int cmd_compare(struct ctl *ctl, int argc, char **argv)
 		print_memory(&c);
 		print_groups(&c);
 	}
-	status = html ? print_page(ctl, &c, html) : 0;
+	status = e.dataset ? compare_evaluate(ctl, &c, &e, shots) : 0;
+	status = status || !html ? status : print_page(ctl, &c, html);
 	return status == 0 ? ctl_finish(ctl, EXIT_DONE) : status;
 }

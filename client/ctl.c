@@ -45,13 +45,19 @@ const struct command ctl_commands[] = {
 		"where it was when it is repeated.", cmd_fetch},
 	{"eval", "--model M --dataset D", "Measure the loss of a model on a dataset",
 		"--adapter takes a job's id or a folder in PEFT format (write ./3 for a folder named 3).\n"
-		"With --json one object with the keys loss, tokens and perplexity.",
+		"With --json one object with the keys loss, tokens and perplexity, and those of what was\n"
+		"asked for: shots, exact_match, last_number, rouge1, rouge2, rouge_l, answers, new_tokens.",
 		cmd_eval},
 	{"generate", "--model M PROMPT", "Continue a text",
-		"PROMPT '-' is standard input. --adapter takes a job's id or a folder in PEFT format.",
+		"PROMPT '-' is standard input. --adapter takes a job's id or a folder in PEFT format.\n"
+		"Several prompts are answered together, each as if it were alone. With --json one object each:\n"
+		"text, prompt_tokens, new_tokens, finish_reason, seconds (of the request); of several index, from\n"
+		"0; with an adapter its name, switch_seconds and adapter_was_here.",
 		cmd_generate},
 	{"compare", "JOB|SWEEP...", "Show the trade-offs of jobs side by side",
-		"Of jobs that differ in train.seed alone, mean and standard deviation come below.", cmd_compare},
+		"Of jobs that differ in train.seed alone, mean and standard deviation come below.\n"
+		"With --on DATASET tuning is held against prompting: adapters, and the base with examples.",
+		cmd_compare},
 };
 
 const size_t ctl_n_commands = ARRAY_LEN(ctl_commands);

@@ -15,8 +15,9 @@ DEFINE_CLEANUP(struct base_model *, base_model_free);
 
 struct slot {
 	struct packed_weight *packed;
-	float *bias;    /* into `memory` */
-	struct mat mat; /* into `memory` */
+	float *bias;       /* into `memory`, as what follows */
+	struct mat mat;
+	void *vector_bias; /* in the activation's dtype */
 };
 
 struct base_model {
@@ -60,7 +61,8 @@ static size_t plain_bytes(const struct weight *w, enum dtype dtype)
 	if (w->kind == WEIGHT_LINEAR) {
 		return w->bias ? align_up((size_t)w->rows * sizeof(float), 64) : 0;
 	}
-	return align_up((size_t)w->rows * (size_t)w->cols * dtype_size(dtype), 64);
+	size_t bytes = align_up((size_t)w->rows * (size_t)w->cols * dtype_size(dtype), 64);
+	return w->kind == WEIGHT_VECTOR && w->bias ? 2 * bytes : bytes;
 }
 
 uint64_t base_model_bytes(const struct model_files *files, struct backend *b, enum dtype dtype,
@@ -100,6 +102,23 @@ static int read_tensor(const struct model_files *files, const char *module, cons
 	return model_files_read(files, name, out, err);
 }
 
+/* The matrix of a linear layer, out[rows, cols], from [cols, rows] where it is stored so. */
+static int read_linear(const struct model_files *files, const char *module, bool transposed,
+	int64_t rows, int64_t cols, float *out, struct errmsg *err)
+{
+	if (!transposed) {
+		return read_tensor(files, module, "weight", rows, cols, out, err);
+	}
+	_cleanup_(freep) float *stored = alloc_array((size_t)rows, (size_t)cols * sizeof(*stored));
+	int r = stored ? read_tensor(files, module, "weight", cols, rows, stored, err) : -ENOMEM;
+	for (int64_t i = 0; i < rows && r == 0; i++) {
+		for (int64_t j = 0; j < cols; j++) {
+			out[i * cols + j] = stored[j * rows + i];
+		}
+	}
+	return r;
+}
+
 static int load_linear(struct base_model *m, const struct model_files *files,
 	const struct weight *w, struct slot *s, uint8_t *plain, struct errmsg *err)
 {
@@ -115,7 +134,7 @@ static int load_linear(struct base_model *m, const struct model_files *files,
 	int64_t row = 0;
 	for (int i = 0; i < w->n_parts; row += w->parts[i++].rows) {
 		const char *module = w->stored_as ? w->stored_as : w->parts[i].module;
-		int r = read_tensor(files, module, "weight", w->parts[i].rows, w->cols,
+		int r = read_linear(files, module, w->transposed, w->parts[i].rows, w->cols,
 			host + row * w->cols, err);
 		if (r != 0) {
 			return r;
@@ -142,6 +161,20 @@ static int load_linear(struct base_model *m, const struct model_files *files,
 	return 0;
 }
 
+/* Copies n values of host memory, which it overwrites, to `to` in the activation's dtype. */
+static void upload_rounded(const struct base_model *m, void *to, float *host, size_t n)
+{
+	if (m->dtype == DTYPE_BF16) {
+		/* In place: element i is read before byte 2i is written. */
+		uint8_t *bytes = (uint8_t *)host;
+		for (size_t i = 0; i < n; i++) {
+			uint16_t h = bf16_from_f32(host[i]);
+			memcpy(bytes + 2 * i, &h, sizeof(h));
+		}
+	}
+	backend_upload(m->backend, to, host, n * dtype_size(m->dtype));
+}
+
 static int load_plain(struct base_model *m, const struct model_files *files, const struct weight *w,
 	struct slot *s, uint8_t *plain, struct errmsg *err)
 {
@@ -162,16 +195,15 @@ static int load_plain(struct base_model *m, const struct model_files *files, con
 		return r;
 	}
 	s->mat = (struct mat){plain, m->dtype, w->rows, w->cols, w->cols};
-	if (m->dtype == DTYPE_BF16) {
-		/* In place: element i is read before byte 2i is written. */
-		uint8_t *bytes = (uint8_t *)host;
-		for (size_t i = 0; i < n; i++) {
-			uint16_t h = bf16_from_f32(host[i]);
-			memcpy(bytes + 2 * i, &h, sizeof(h));
+	upload_rounded(m, plain, host, n);
+	if (vector && w->bias) {
+		r = read_tensor(files, w->parts[0].module, "bias", w->cols, 1, host, err);
+		s->vector_bias = plain + plain_bytes(w, m->dtype) / 2;
+		if (r == 0) {
+			upload_rounded(m, s->vector_bias, host, n);
 		}
 	}
-	backend_upload(m->backend, plain, host, n * dtype_size(m->dtype));
-	return 0;
+	return r;
 }
 
 int base_model_load(struct base_model **ret, const struct model_files *files, struct backend *b,
@@ -249,10 +281,23 @@ const struct model_files *base_model_files(const struct base_model *m)
 	return m->files;
 }
 
-int base_read(const struct base_model *m, const char *module, const char *tensor, int64_t rows,
+int base_read_stored(const struct base_model *m, const char *module, const char *tensor, int64_t rows,
 	int64_t cols, float *out, struct errmsg *err)
 {
 	return read_tensor(m->files, module, tensor, rows, cols, out, err);
+}
+
+int base_read(const struct base_model *m, const char *module, const char *tensor, int64_t rows,
+	int64_t cols, float *out, struct errmsg *err)
+{
+	bool transposed = false;
+	for (int i = 0; i < m->n_slots && strcmp(tensor, "weight") == 0 && !transposed; i++) {
+		for (int k = 0; m->weights[i].transposed && k < m->weights[i].n_parts; k++) {
+			transposed |= strcmp(m->weights[i].parts[k].module, module) == 0;
+		}
+	}
+	return transposed ? read_linear(m->files, module, true, rows, cols, out, err) :
+		base_read_stored(m, module, tensor, rows, cols, out, err);
 }
 
 const char *base_model_path(const struct base_model *m)
@@ -278,6 +323,11 @@ const struct packed_weight *base_packed(const struct base_model *m, int slot)
 const float *base_bias(const struct base_model *m, int slot)
 {
 	return m->slots[slot].bias;
+}
+
+const void *base_vector_bias(const struct base_model *m, int slot)
+{
+	return m->slots[slot].vector_bias;
 }
 
 struct mat base_mat(const struct base_model *m, int slot)

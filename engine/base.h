@@ -15,13 +15,17 @@ bool base_model_trains(const struct base_model *m); /* has the copies for backwa
 /* Of a WEIGHT_LINEAR slot; the bias is NULL where there is none. */
 const struct packed_weight *base_packed(const struct base_model *m, int slot);
 const float *base_bias(const struct base_model *m, int slot);
-/* Of a WEIGHT_VECTOR or WEIGHT_TABLE slot. */
+/* Of a WEIGHT_VECTOR or WEIGHT_TABLE slot; the former's bias, in the activation's dtype, or NULL. */
 struct mat base_mat(const struct base_model *m, int slot);
+const void *base_vector_bias(const struct base_model *m, int slot);
 
 /* Do the graph's slots equal those the weights were loaded for? */
 bool base_model_matches(const struct base_model *m, const struct graph *g);
 
-/* Values of a module's "weight" or "bias" as the files have them: f32, host memory, out[rows·cols].
- * STATUS_INVALID where there is no such tensor of this shape. */
+/* Values of a module's "weight" or "bias": f32, host memory, out[rows·cols]; a linear layer's as
+ * [out, in], however it is stored. STATUS_INVALID where there is no such tensor of this shape. */
 int base_read(const struct base_model *m, const char *module, const char *tensor, int64_t rows,
+	int64_t cols, float *out, struct errmsg *err);
+/* The same as the files have it. */
+int base_read_stored(const struct base_model *m, const char *module, const char *tensor, int64_t rows,
 	int64_t cols, float *out, struct errmsg *err);

@@ -60,6 +60,8 @@ int train_config_check(const struct train_config *c, const struct method_config 
 /* Module suffixes of all linear layers but the head, in the model's order: q_proj, …, down_proj.
  * Static strings, NULL-terminated. */
 const char *const *model_linear_modules(const struct model_config *c);
+/* What stands before the number of a block in names of modules: "model.layers". Static. */
+const char *model_blocks(const struct model_config *c);
 
 /* ---- plan ---------------------------------------------------------------------------------- */
 
@@ -179,15 +181,59 @@ int engine_measure_forward(struct forward_times *ret, struct base_model *base,
 
 struct generate_options {
 	int64_t max_new_tokens;
-	double temperature; /* 0: greedy */
+	double temperature;        /* 0: greedy, which top_k, top_p and seed do not matter to */
+	int64_t top_k;             /* 0: all */
+	double top_p;              /* 0 or 1: all */
+	double repetition_penalty; /* 0 or 1: none */
 	uint64_t seed;
 	const int32_t *stop_ids;
 	size_t n_stop_ids;
 	uint64_t memory_limit; /* bytes on the device besides the base; 0: none. STATUS_WONT_FIT */
 };
-struct generator;
+int generate_options_check(const struct generate_options *o, struct errmsg *err);
 
-/* Reads the prompt into a fresh KV cache sized for prompt and answer. */
+/*
+ * Up to DECODE_LANES prompts at once over one base and one adapter, each with a key/value cache of its
+ * own. A prompt is read by itself, in chunks whose bounds depend on nothing else; then every step of
+ * decoding runs DECODE_LANES rows, however many prompts there are. So products have the same sizes
+ * with and without company, and each answer is that of the prompt alone, bit by bit.
+ */
+enum { DECODE_LANES = 8 };
+struct decoder;
+
+/* For prompts of up to max_prompt tokens which have, with their answers, up to `context`; up to `slots`
+ * at once. `method`: the structure that adapters will have, or NULL: the base alone. Nothing large is
+ * allocated before decoder_reserve(), which takes decoder_bytes(). */
+int decoder_new(struct decoder **ret, struct base_model *base, const struct method_config *method,
+	int64_t max_prompt, int64_t context, int64_t slots, struct errmsg *err);
+void decoder_free(struct decoder *d);
+uint64_t decoder_bytes(const struct decoder *d);
+int decoder_reserve(struct decoder *d, struct errmsg *err);
+/* Puts an adapter's values in the place of those before; no prompt may be under way. */
+int decoder_load(struct decoder *d, const struct adapter *a, struct errmsg *err);
+/* Would decoder_load() do for adapters of `method` (NULL: none)? 1, 0, or an error. */
+int decoder_suits(const struct decoder *d, const struct method_config *method, struct errmsg *err);
+
+/* A prompt under a tag of the caller's; there must be room. The stop ids are borrowed until its end.
+ * STATUS_INVALID: no token, a foreign one, more than there is room for. */
+bool decoder_has_room(const struct decoder *d);
+int decoder_add(struct decoder *d, uint64_t tag, const int32_t *prompt, size_t n_prompt,
+	const struct generate_options *o, struct errmsg *err);
+
+struct decoded {
+	uint64_t tag;
+	int32_t id; /* the next token; -1: none, a stop id came */
+	bool ended, stopped; /* the answer is whole: by a stop id, or by its length */
+};
+/* One piece of work: a chunk of a prompt, or the next token of all that are read. STATUS_FAILED: logits
+ * that are no numbers; the decoder is of no use then. */
+int decoder_step(struct decoder *d, struct decoded out[DECODE_LANES], size_t *ret_n,
+	struct errmsg *err);
+void decoder_end(struct decoder *d, uint64_t tag); /* of an answer that has not ended by itself */
+bool decoder_idle(const struct decoder *d);
+
+/* One prompt in a decoder of its own, read at once. */
+struct generator;
 int generator_new(struct generator **ret, struct base_model *base, const struct adapter *adapter,
 	const int32_t *prompt, size_t n_prompt, const struct generate_options *o, struct errmsg *err);
 void generator_free(struct generator *g);

@@ -24,6 +24,7 @@ int graph_new(struct graph **ret, const struct model_config *config, enum graph_
 	g->tokens = tokens;
 	g->max_seqs = max_seqs;
 	g->trainable = trainable;
+	g->source = config->is_encoder_decoder;
 	g->region = RECOMPUTE_NEVER;
 
 	/* Slot 0 of each is there from the start and is what a failed addition returns, so that
@@ -49,6 +50,8 @@ void graph_free(struct graph *g)
 	free(g->params);
 	free(g->tensors);
 	free(g->nodes);
+	free(g->buckets[0]);
+	free(g->buckets[1]);
 	free(g);
 }
 
@@ -103,7 +106,9 @@ size_t graph_constant(struct graph *g, size_t n)
 
 int graph_train_weight(struct graph *g, int slot, int part)
 {
-	int p = graph_param(g, g->weights[slot].parts[part].rows, g->weights[slot].cols);
+	const struct weight *w = &g->weights[slot];
+	int64_t rows = w->parts[part].rows;
+	int p = graph_param(g, w->transposed ? w->cols : rows, w->transposed ? rows : w->cols);
 	g->params[p].of_base = true;
 	g->weights[slot].parts[part].param = p;
 	return p;
@@ -111,7 +116,8 @@ int graph_train_weight(struct graph *g, int slot, int part)
 
 int graph_train_bias(struct graph *g, int slot, int part)
 {
-	int p = graph_param(g, 1, g->weights[slot].parts[part].rows);
+	const struct weight *w = &g->weights[slot];
+	int p = graph_param(g, 1, w->kind == WEIGHT_VECTOR ? w->cols : w->parts[part].rows);
 	g->params[p].of_base = g->weights[slot].bias;
 	g->weights[slot].parts[part].bias_param = p;
 	return p;
@@ -173,6 +179,7 @@ struct node graph_node_init(const struct op *op)
 		n.param[i] = NONE;
 	}
 	n.low_rank.a = NONE;
+	n.attention.bias = NONE;
 	return n;
 }
 
@@ -194,24 +201,27 @@ int graph_append(struct graph *g, const struct node *n, bool trains)
 	return g->n_nodes++;
 }
 
+int64_t tensor_rows(const struct graph *g, int t)
+{
+	const struct tensor *x = &g->tensors[t];
+	switch (x->rows) {
+	case ROWS_TOKENS:
+	case ROWS_SOURCE:
+		return g->tokens;
+	case ROWS_FIXED:
+		return x->n_rows;
+	case ROWS_ONE:
+	case ROWS_BYTES:
+		break;
+	}
+	return 1;
+}
+
 size_t tensor_bytes(const struct graph *g, int t)
 {
 	const struct tensor *x = &g->tensors[t];
-	size_t bytes = 0;
-	switch (x->rows) {
-	case ROWS_TOKENS:
-		bytes = (size_t)g->tokens * (size_t)x->cols * dtype_size(x->dtype);
-		break;
-	case ROWS_ONE:
-		bytes = (size_t)x->cols * dtype_size(x->dtype);
-		break;
-	case ROWS_FIXED:
-		bytes = (size_t)x->n_rows * (size_t)x->cols * dtype_size(x->dtype);
-		break;
-	case ROWS_BYTES:
-		bytes = (size_t)x->cols;
-		break;
-	}
+	size_t size = x->rows == ROWS_BYTES ? 1 : dtype_size(x->dtype);
+	size_t bytes = (size_t)tensor_rows(g, t) * (size_t)x->cols * size;
 	return align_up(bytes ? bytes : 1, 64);
 }
 

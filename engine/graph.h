@@ -27,6 +27,7 @@ enum {
 	NODE_INPUTS = 6,
 	NODE_OUTPUTS = 3,
 	NODE_PARAMS = 6,
+	ROPE_TABLES = 2,
 	MODULE_NAME_MAX = 128,
 };
 
@@ -34,7 +35,7 @@ enum {
 
 enum weight_kind {
 	WEIGHT_LINEAR, /* packed[rows, cols], with or without bias[rows] */
-	WEIGHT_VECTOR, /* vector[cols], activation dtype */
+	WEIGHT_VECTOR, /* vector[cols], activation dtype, with or without bias[cols] */
 	WEIGHT_TABLE,  /* table[rows, cols], activation dtype */
 };
 
@@ -53,6 +54,8 @@ struct weight {
 	bool bias;
 	bool adaptable; /* a PEFT method may target its modules: all linears but the head */
 	bool head;
+	bool tokens;     /* a row for each token of the vocabulary */
+	bool transposed; /* files and parameters have the matrices as [in, out]: GPT-2's Conv1D */
 	const char *stored_as; /* module whose tensor it is, where tied to another; else NULL */
 };
 
@@ -87,6 +90,7 @@ enum recompute {
 
 enum tensor_rows {
 	ROWS_TOKENS,
+	ROWS_SOURCE, /* tokens of the encoder's side of an encoder-decoder */
 	ROWS_ONE,
 	ROWS_FIXED, /* `n_rows`, however many tokens there are */
 	ROWS_BYTES, /* workspace: `cols` is its size in bytes */
@@ -118,6 +122,22 @@ struct low_rank {
 	} parts[LINEAR_PARTS];
 };
 
+/* How a layer attends; see struct attention in kernels.h. */
+struct attention_spec {
+	int64_t n_heads, n_kv_heads, head_dim;
+	float scale;
+	bool causal;
+	int64_t window;
+	float softcap;
+	int bias; /* slot of a table of position biases[buckets, n_heads], or NONE */
+};
+
+enum norm_kind {
+	NORM_RMS,
+	NORM_RMS_ONE_PLUS, /* y = (1 + w) · n */
+	NORM_LAYER,        /* with the slot's bias, where it has one */
+};
+
 struct op;
 
 struct node {
@@ -129,6 +149,8 @@ struct node {
 	float p;                /* dropout; or a factor */
 	int64_t n_heads;        /* rope */
 	struct low_rank low_rank;
+	struct attention_spec attention;
+	enum norm_kind norm;
 	/* Of operations that methods bring along. */
 	int param[NODE_PARAMS]; /* or NONE */
 	int64_t arg[2];
@@ -136,7 +158,7 @@ struct node {
 
 enum graph_purpose {
 	GRAPH_TRAIN,    /* loss, and backward if anything is trainable */
-	GRAPH_GENERATE, /* key/value cache, logits of the last row */
+	GRAPH_GENERATE, /* key/value cache, logits of each sequence's last row */
 };
 
 struct graph {
@@ -145,12 +167,13 @@ struct graph {
 	enum graph_purpose purpose;
 	struct backend *backend;
 	enum dtype dtype;
-	int64_t tokens, max_seqs; /* the budget of a microbatch */
+	int64_t tokens, max_seqs; /* the budget of a microbatch; of the encoder's side the same */
 	bool trainable;           /* parameters get gradients */
-	/* By the method: rows that come before every sequence (their ids are -1, -2, …), and the
-	 * position of the first row that is no such row. */
+	bool source;              /* there is an encoder's side: its rows are ROWS_SOURCE */
+	/* By the method: rows that come before every sequence (their ids are -1, -2, …), on the encoder's side
+	 * where there is one; and the position of the first row that is no such row. */
 	int64_t virtual_tokens, position_offset;
-	int64_t context;          /* rows of the key/value cache; of no meaning in training */
+	int64_t context;          /* most rows of a sequence in the key/value cache; not in training */
 
 	/* Set by a model while it builds: the level of what it adds next. */
 	enum recompute region;
@@ -162,8 +185,15 @@ struct graph {
 	int n_weights, n_params, n_tensors, n_nodes;
 	int cap_weights, cap_params, cap_tensors, cap_nodes;
 	int n_forward;     /* nodes of the forward pass; the rest is the backward pass */
+	int n_source;      /* GRAPH_GENERATE: nodes that run once for a prompt; what they leave to the others
+	                    * stays */
 	int n_sites;  /* dropout */
 	int n_caches; /* attention layers with a key/value cache */
+	int n_rope_tables; /* used */
+	/* Rows of tables of position biases by distance, -reach … reach: of causal attention and of attention
+	 * to both sides. Owned; NULL: the model has none. */
+	int32_t *buckets[2];
+	int64_t reach;
 	size_t param_elements; /* of the flat buffers, padding included */
 	size_t constants;      /* f32 values of graph_constant() */
 	int error;         /* 0 or -ENOMEM */
@@ -201,11 +231,21 @@ int graph_append(struct graph *g, const struct node *n, bool trains);
 
 /* y[T,d] = table[ids]. */
 int graph_embedding(struct graph *g, int weight);
-/* Sum of x and delta (delta NONE: x itself), and its RMSNorm. */
+/* The same of the encoder's side: ROWS_SOURCE. */
+int graph_source_embedding(struct graph *g, int weight);
+/* y[T,d] = table[positions]: learned positions. */
+int graph_position_embedding(struct graph *g, int weight);
+/* Sum of x and delta (delta NONE: x itself), and its norm. eps is the configuration's rms_norm_eps. */
 struct normed {
 	int y, sum;
 };
-struct normed graph_rmsnorm(struct graph *g, int x, int delta, int weight);
+struct normed graph_norm(struct graph *g, int x, int delta, int weight, enum norm_kind kind);
+/* x[T, heads·d] with a norm of its own over each of the first n_q heads, weight w_q[d], and of the n_k
+ * that follow, w_k[d]. Not NORM_LAYER. */
+int graph_head_norm(struct graph *g, int x, int64_t n_q, int w_q, int64_t n_k, int w_k,
+	enum norm_kind kind);
+/* y = factor · x; the factor is rounded to the activation's dtype. */
+int graph_scale_by(struct graph *g, int x, float factor);
 /* y[T,rows] = x·Wᵀ + bias. */
 int graph_linear(struct graph *g, int x, int weight);
 /* y with low-rank updates from x; see struct low_rank. */
@@ -219,14 +259,22 @@ int graph_dora(struct graph *g, int u, int weight, const struct low_rank *l,
 int graph_fixed_low_rank(struct graph *g, int y, int x, size_t a, const struct low_rank *l);
 /* x + scale · A[:, ids]ᵀ·Bᵀ with A[r, vocabulary], B[hidden, r]. */
 int graph_embedding_low_rank(struct graph *g, int x, int a, int b, float scale);
-/* Rotates the first n_heads heads of x. */
-int graph_rope(struct graph *g, int x, int64_t n_heads);
-/* qkv[T, (heads + 2·kv_heads)·head_dim] → o[T, heads·head_dim]; causal. */
-int graph_attention(struct graph *g, int qkv);
-/* gate_up[T,2·I] → h[T,I]. */
-int graph_swiglu(struct graph *g, int gate_up);
-/* Loss against the targets (GRAPH_TRAIN), or logits[1,V] of the last row (GRAPH_GENERATE). `l` (or
- * NULL): a low-rank update of one part. */
+/* Rotates the first n_heads heads of x by table 0, the model's, or 1, that of local layers. */
+int graph_rope(struct graph *g, int x, int64_t n_heads, int table);
+/* x[T, heads·parts·d] with the parts of each head side by side → [T, parts·heads·d], the heads of each
+ * part side by side. */
+int graph_split_heads(struct graph *g, int x, int64_t n_heads, int64_t n_parts);
+/* What most layers do: all heads of the configuration, causal, scale 1/sqrt(head_dim). */
+struct attention_spec attention_spec_of(const struct model_config *c);
+/* qkv[T, (heads + 2·kv_heads)·head_dim] → o[T, heads·head_dim]. */
+int graph_attention(struct graph *g, int qkv, const struct attention_spec *spec);
+/* The same of q[T, heads·head_dim] over kv[S, 2·kv_heads·head_dim], keys before values, of the encoder's
+ * side. */
+int graph_cross_attention(struct graph *g, int q, int kv, const struct attention_spec *spec);
+/* gate_up[T,2·I] → h[T,I] = f(gate) · up. */
+int graph_gated(struct graph *g, int gate_up, enum activation kind);
+/* Loss against the targets (GRAPH_TRAIN), or logits[max_seqs,V] of the last row of each sequence, in
+ * their order (GRAPH_GENERATE). `l` (or NULL): a low-rank update of one part. */
 void graph_head(struct graph *g, int x, int weight, const struct low_rank *l);
 
 /* ---- differentiation ----------------------------------------------------------------------- */
@@ -261,6 +309,8 @@ struct placement {
  * -ENOMEM. */
 int graph_place(struct graph *g, struct placement *ret);
 
+/* Rows of a tensor at the full budget. */
+int64_t tensor_rows(const struct graph *g, int t);
 /* Bytes of a tensor at the full budget, a multiple of 64. */
 size_t tensor_bytes(const struct graph *g, int t);
 
@@ -271,9 +321,12 @@ double graph_flops(const struct graph *g, int64_t seq_len);
 
 struct base_model;
 
+/* Keys and values of several sequences, each in rows of its own. */
 struct kv_cache {
 	uint8_t *memory; /* by layer: keys[capacity, kv_heads·head_dim], then values */
-	int64_t capacity, len; /* rows */
+	int64_t capacity; /* rows of all sequences */
+	/* By sequence of a run, host memory: its first row, and how many it has with those of the run. */
+	const int32_t *start, *len;
 };
 
 /* What a run of the graph works on; pointers into the device's memory unless said otherwise. All
@@ -287,13 +340,19 @@ struct run {
 	float *grads;         /* flat; NULL without backward pass */
 	const float *constants;
 	const int32_t *ids, *positions, *targets; /* [rows] */
-	const float *cos_sin; /* [max positions, head_dim] */
+	const float *cos_sin[ROPE_TABLES]; /* [max positions, rotary_dim] */
 	double *loss_sum;
 
 	int64_t rows;
 	int64_t n_seqs;
 	const int32_t *seq_start, *seq_len; /* host memory */
 	const int32_t *seq_number;          /* host memory: number within the step, for dropout */
+	/* The encoder's side of the same sequences, where there is one. */
+	struct {
+		int64_t rows;
+		const int32_t *ids;
+		const int32_t *seq_start, *seq_len; /* host memory */
+	} source;
 	float grad_scale;
 	bool training; /* dropout, gradient of the loss */
 	uint64_t seed, step;
@@ -326,9 +385,10 @@ struct op {
 	uint8_t inplace[NODE_OUTPUTS];
 };
 
-extern const struct op op_embedding, op_embedding_backward, op_rmsnorm, op_rmsnorm_backward,
-	op_linear, op_linear_backward,
+extern const struct op op_embedding, op_embedding_backward, op_norm, op_norm_backward,
+	op_head_norm, op_head_norm_backward, op_linear, op_linear_backward,
 	op_low_rank, op_low_rank_backward, op_dropout, op_dropout_backward, op_rope, op_attention,
-	op_attention_backward, op_attention_cached, op_swiglu, op_swiglu_backward, op_add, op_lm_loss,
+	op_attention_backward, op_attention_cached, op_cross_attention, op_cross_attention_backward,
+	op_gated, op_gated_backward, op_split_heads, op_add, op_lm_loss,
 	op_logits, op_dora_norms, op_dora, op_dora_backward, op_embedding_low_rank,
 	op_embedding_low_rank_backward, op_fixed_low_rank, op_fixed_low_rank_backward;

@@ -5,18 +5,31 @@
 
 #include "engine/graph.h"
 
-/* A row a token, in the activation's dtype. */
-static inline int act(struct graph *g, int64_t cols, enum recompute recompute)
+/* A tensor with the rows of t. */
+static inline int rows_like(struct graph *g, int t, enum dtype dtype, int64_t cols,
+	enum recompute recompute)
 {
-	return graph_tensor(g, g->dtype, ROWS_TOKENS, cols, recompute);
+	struct tensor x = g->tensors[t];
+	return x.rows == ROWS_FIXED ? graph_tensor_fixed(g, dtype, x.n_rows, cols, recompute)
+								: graph_tensor(g, dtype, x.rows, cols, recompute);
+}
+
+/* The same in the activation's dtype. */
+static inline int act(struct graph *g, int t, int64_t cols, enum recompute recompute)
+{
+	return rows_like(g, t, g->dtype, cols, recompute);
 }
 
 /* A tensor of t's shape. */
 static inline int like(struct graph *g, int t, enum dtype dtype, enum recompute recompute)
 {
-	struct tensor x = g->tensors[t];
-	return x.rows == ROWS_FIXED ? graph_tensor_fixed(g, dtype, x.n_rows, x.cols, recompute)
-								: graph_tensor(g, dtype, x.rows, x.cols, recompute);
+	return rows_like(g, t, dtype, g->tensors[t].cols, recompute);
+}
+
+/* The token ids of t's rows. */
+static inline const int32_t *run_ids(const struct run *r, int t)
+{
+	return r->g->tensors[t].rows == ROWS_SOURCE ? r->source.ids : r->ids;
 }
 
 static inline struct mat columns(struct mat m, int64_t col, int64_t cols)

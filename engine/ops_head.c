@@ -1,4 +1,6 @@
-/* Head and loss: logits of the last row, or the loss with all of its gradients. */
+/* Head and loss: logits of each sequence's last row, or the loss with all of its gradients. */
+#include <assert.h>
+
 #include "engine/base.h"
 #include "engine/ops.h"
 #include "util/util.h"
@@ -11,7 +13,8 @@ static int prepare_slot(struct run *r, int slot, unsigned uses, int64_t rows, st
 
 /* ---- head ---------------------------------------------------------------------------------- */
 
-/* in: x. out: dx (where wanted) and workspace; or logits. */
+/* in: x. out: dx (where wanted) and workspace; or logits, x·Aᵀ (where adapted) and the rows of x that
+ * they are of. */
 void graph_head(struct graph *g, int x, int weight, const struct low_rank *l)
 {
 	const struct weight *w = &g->weights[weight];
@@ -24,17 +27,18 @@ void graph_head(struct graph *g, int x, int weight, const struct low_rank *l)
 	}
 	int64_t rank = l ? l->rank : 0;
 	if (loss) {
-		size_t bytes = lm_head_adapted_workspace(g->backend, w->rows, w->cols, g->dtype, g->tokens,
-			rank);
+		size_t bytes = !g->backend ? 0 : lm_head_adapted_workspace(g->backend, w->rows, w->cols,
+			g->dtype, g->tokens, rank);
 		if (g->tensors[x].needs_grad) {
-			n.out[0] = act(g, w->cols, RECOMPUTE_NEVER);
+			n.out[0] = like(g, x, g->dtype, RECOMPUTE_NEVER);
 		}
 		n.out[1] = graph_tensor(g, DTYPE_F32, ROWS_BYTES, (int64_t)bytes, RECOMPUTE_NEVER);
 	} else {
-		n.out[0] = graph_tensor(g, DTYPE_F32, ROWS_ONE, w->rows, RECOMPUTE_NEVER);
+		n.out[0] = graph_tensor_fixed(g, DTYPE_F32, g->max_seqs, w->rows, RECOMPUTE_NEVER);
 		if (l) {
-			n.out[1] = graph_tensor(g, g->dtype, ROWS_ONE, rank, RECOMPUTE_NEVER);
+			n.out[1] = graph_tensor_fixed(g, g->dtype, g->max_seqs, rank, RECOMPUTE_NEVER);
 		}
+		n.out[2] = graph_tensor_fixed(g, g->dtype, g->max_seqs, w->cols, RECOMPUTE_NEVER);
 	}
 	/* Gradients of its parameters are made with the loss: nothing is left to differentiate. */
 	graph_append(g, &n, false);
@@ -84,6 +88,7 @@ static void lm_loss_run(struct run *r, const struct node *n)
 		.a = run_param(r, l->a),
 		.b = run_param(r, adapted ? l->parts[0].b : NONE),
 		.scale = adapted ? l->parts[0].scale : 0,
+		.softcap = (float)r->g->config.final_logit_softcapping,
 	};
 	if (r->grads) {
 		h.dw = run_grad(r, param);
@@ -105,7 +110,7 @@ const struct op op_lm_loss = {
 
 static double logits_flops(const struct graph *g, const struct node *n, int64_t seq_len)
 {
-	return head_flops(g, n) / (double)g->tokens;
+	return head_flops(g, n) / (double)g->tokens * (double)g->max_seqs;
 }
 
 static int logits_ready(struct run *r, const struct node *n, struct errmsg *err)
@@ -113,17 +118,18 @@ static int logits_ready(struct run *r, const struct node *n, struct errmsg *err)
 	const struct weight *w = &r->g->weights[n->weight];
 	const struct low_rank *l = &n->low_rank;
 	enum dtype dt = r->g->dtype;
+	int64_t rows = r->g->max_seqs;
 	int res = 0;
 	if (head_param(r->g, n) == NONE) {
-		res = prepare_slot(r, n->weight, PACKED_FORWARD, 1, err);
+		res = prepare_slot(r, n->weight, PACKED_FORWARD, rows, err);
 	} else {
-		res = matmul_prepare(r->backend, 1, w->rows, w->cols, false, true, dt, DTYPE_F32, err);
+		res = matmul_prepare(r->backend, rows, w->rows, w->cols, false, true, dt, DTYPE_F32, err);
 	}
 	if (res == 0 && l->a != NONE) {
-		res = matmul_prepare(r->backend, 1, l->rank, w->cols, false, true, dt, dt, err);
+		res = matmul_prepare(r->backend, rows, l->rank, w->cols, false, true, dt, dt, err);
 	}
 	if (res == 0 && l->a != NONE) {
-		res = matmul_prepare(r->backend, 1, w->rows, l->rank, false, true, dt, DTYPE_F32, err);
+		res = matmul_prepare(r->backend, rows, w->rows, l->rank, false, true, dt, DTYPE_F32, err);
 	}
 	return res;
 }
@@ -132,9 +138,17 @@ static void logits_run(struct run *r, const struct node *n)
 {
 	const struct low_rank *l = &n->low_rank;
 	int param = head_param(r->g, n);
-	struct mat x = run_mat(r, n->in[0]), y = run_mat(r, n->out[0]);
-	x.data = (uint8_t *)x.data + (size_t)((r->rows - 1) * x.stride) * dtype_size(x.dtype);
-	x.rows = 1;
+	struct mat all = run_mat(r, n->in[0]), x = run_mat(r, n->out[2]), y = run_mat(r, n->out[0]);
+	assert(r->n_seqs <= x.rows);
+	for (int64_t i = 0; i < r->n_seqs; i++) {
+		struct mat to = x, from = all;
+		to.data = (uint8_t *)x.data + (size_t)(i * x.stride) * dtype_size(x.dtype);
+		from.data = (uint8_t *)all.data +
+			(size_t)((r->seq_start[i] + r->seq_len[i] - 1) * all.stride) * dtype_size(all.dtype);
+		to.rows = from.rows = 1;
+		cast(r->backend, to, from);
+	}
+	x.rows = y.rows = r->n_seqs;
 	if (param == NONE) {
 		linear_forward(r->backend, y, x, base_packed(r->base, n->weight),
 			base_bias(r->base, n->weight));
@@ -143,8 +157,12 @@ static void logits_run(struct run *r, const struct node *n)
 	}
 	if (l->a != NONE) {
 		struct mat h = run_mat(r, n->out[1]);
+		h.rows = r->n_seqs;
 		matmul(r->backend, h, x, false, run_param(r, l->a), true, 1, 0);
 		matmul(r->backend, y, h, false, run_param(r, l->parts[0].b), true, l->parts[0].scale, 1);
+	}
+	if (r->g->config.final_logit_softcapping > 0) {
+		softcap(r->backend, y, (float)r->g->config.final_logit_softcapping);
 	}
 }
 

@@ -7,13 +7,30 @@
 
 /* ---- embedding ----------------------------------------------------------------------------- */
 
-int graph_embedding(struct graph *g, int weight)
+/* arg[0]: by positions rather than ids. */
+static int add_embedding(struct graph *g, int weight, enum tensor_rows rows, bool positions)
 {
 	struct node n = graph_node_init(&op_embedding);
 	n.weight = weight;
-	n.out[0] = act(g, g->weights[weight].cols, RECOMPUTE_NEVER);
+	n.arg[0] = positions;
+	n.out[0] = graph_tensor(g, g->dtype, rows, g->weights[weight].cols, RECOMPUTE_NEVER);
 	graph_append(g, &n, g->trainable && g->weights[weight].parts[0].param != NONE);
 	return n.out[0];
+}
+
+int graph_embedding(struct graph *g, int weight)
+{
+	return add_embedding(g, weight, ROWS_TOKENS, false);
+}
+
+int graph_source_embedding(struct graph *g, int weight)
+{
+	return add_embedding(g, weight, ROWS_SOURCE, false);
+}
+
+int graph_position_embedding(struct graph *g, int weight)
+{
+	return add_embedding(g, weight, ROWS_TOKENS, true);
 }
 
 static void embedding_differentiate(struct autodiff *ad, const struct node *n)
@@ -23,15 +40,21 @@ static void embedding_differentiate(struct autodiff *ad, const struct node *n)
 		struct node b = graph_node_init(&op_embedding_backward);
 		b.in[0] = dy;
 		b.weight = n->weight;
+		b.arg[0] = n->arg[0];
 		graph_append(ad->g, &b, false);
 	}
+}
+
+static const int32_t *embedding_rows(const struct run *r, const struct node *n, int t)
+{
+	return n->arg[0] ? r->positions : run_ids(r, t);
 }
 
 static void embedding_run(struct run *r, const struct node *n)
 {
 	int param = r->g->weights[n->weight].parts[0].param;
 	struct mat table = param != NONE ? run_param(r, param) : base_mat(r->base, n->weight);
-	embedding_forward(r->backend, run_mat(r, n->out[0]), r->ids, table);
+	embedding_forward(r->backend, run_mat(r, n->out[0]), embedding_rows(r, n, n->out[0]), table);
 }
 
 const struct op op_embedding = {
@@ -43,7 +66,8 @@ const struct op op_embedding = {
 static void embedding_backward_run(struct run *r, const struct node *n)
 {
 	int param = r->g->weights[n->weight].parts[0].param;
-	embedding_backward(r->backend, run_grad(r, param), r->ids, run_mat(r, n->in[0]));
+	embedding_backward(r->backend, run_grad(r, param), embedding_rows(r, n, n->in[0]),
+		run_mat(r, n->in[0]));
 }
 
 const struct op op_embedding_backward = {
@@ -84,7 +108,7 @@ int graph_linear(struct graph *g, int x, int weight)
 	struct node n = graph_node_init(&op_linear);
 	n.in[0] = x;
 	n.weight = weight;
-	n.out[0] = act(g, g->weights[weight].rows, g->region);
+	n.out[0] = act(g, x, g->weights[weight].rows, g->region);
 	if (t.bias && !t.all) {
 		n.out[1] = graph_tensor(g, DTYPE_F32, ROWS_ONE, g->weights[weight].rows, g->region);
 	}
@@ -110,10 +134,10 @@ static void linear_differentiate(struct autodiff *ad, const struct node *n)
 	b.in[2] = t.any ? autodiff_use(ad, n->in[0]) : NONE;
 	b.weight = n->weight;
 	if (needs_dx) {
-		b.out[0] = act(g, g->weights[n->weight].cols, RECOMPUTE_NEVER);
+		b.out[0] = act(g, dy, g->weights[n->weight].cols, RECOMPUTE_NEVER);
 	}
 	if (needs_dx && t.any && !t.all) {
-		b.out[1] = act(g, g->weights[n->weight].rows, RECOMPUTE_NEVER);
+		b.out[1] = act(g, dy, g->weights[n->weight].rows, RECOMPUTE_NEVER);
 	}
 	graph_append(g, &b, false);
 	if (needs_dx) {
@@ -121,10 +145,11 @@ static void linear_differentiate(struct autodiff *ad, const struct node *n)
 	}
 }
 
-/* Of one product with the rows that are in question. */
-static double product_flops(const struct graph *g, const struct weight *w, int64_t rows)
+/* Of one product with the rows of the weight that are in question. */
+static double product_flops(const struct graph *g, const struct node *n, int64_t rows)
 {
-	return 2.0 * (double)g->tokens * (double)rows * (double)w->cols;
+	double cols = (double)g->weights[n->weight].cols;
+	return 2.0 * (double)tensor_rows(g, n->in[0]) * (double)rows * cols;
 }
 
 static int64_t trained_rows(const struct weight *w)
@@ -140,7 +165,7 @@ static double linear_flops(const struct graph *g, const struct node *n, int64_t 
 {
 	const struct weight *w = &g->weights[n->weight];
 	struct trained t = trained_parts(w);
-	return product_flops(g, w, (t.all ? 0 : w->rows) + trained_rows(w));
+	return product_flops(g, n, (t.all ? 0 : w->rows) + trained_rows(w));
 }
 
 static int prepare_slot(struct run *r, int slot, unsigned uses, int64_t rows, struct errmsg *err)
@@ -153,14 +178,15 @@ static int linear_ready(struct run *r, const struct node *n, struct errmsg *err)
 {
 	const struct weight *w = &r->g->weights[n->weight];
 	enum dtype dt = r->g->dtype;
+	int64_t t = tensor_rows(r->g, n->in[0]);
 	int res = 0;
 	if (!trained_parts(w).all) {
-		res = prepare_slot(r, n->weight, PACKED_FORWARD, r->g->tokens, err);
+		res = prepare_slot(r, n->weight, PACKED_FORWARD, t, err);
 	}
 	for (int i = 0; i < w->n_parts && res == 0; i++) {
 		if (w->parts[i].param != NONE) {
-			res = matmul_prepare(r->backend, r->g->tokens, w->parts[i].rows, w->cols, false, true,
-				dt, dt, err);
+			res = matmul_prepare(r->backend, t, w->parts[i].rows, w->cols, false, !w->transposed, dt, dt,
+				err);
 		}
 	}
 	return res;
@@ -207,7 +233,8 @@ static void linear_run(struct run *r, const struct node *n)
 			continue;
 		}
 		struct mat part = columns(y, col, w->parts[i].rows);
-		matmul(r->backend, part, x, false, run_param(r, w->parts[i].param), true, 1, 0);
+		matmul(r->backend, part, x, false, run_param(r, w->parts[i].param), !w->transposed,
+			1, 0);
 		if (bias.data) {
 			bias_add(r->backend, part, columns(bias, col, w->parts[i].rows).data);
 		}
@@ -227,7 +254,7 @@ const struct op op_linear = {
 static double linear_backward_flops(const struct graph *g, const struct node *n, int64_t seq_len)
 {
 	const struct weight *w = &g->weights[n->weight];
-	double by_weights = product_flops(g, w, trained_rows(w));
+	double by_weights = product_flops(g, n, trained_rows(w));
 	return by_weights + (n->out[0] != NONE ? linear_flops(g, n, seq_len) : 0);
 }
 
@@ -235,7 +262,7 @@ static int linear_backward_ready(struct run *r, const struct node *n, struct err
 {
 	const struct weight *w = &r->g->weights[n->weight];
 	enum dtype dt = r->g->dtype;
-	int64_t t = r->g->tokens;
+	int64_t t = tensor_rows(r->g, n->in[0]);
 	bool dx = n->out[0] != NONE;
 	int res = 0;
 	if (dx && !trained_parts(w).all) {
@@ -246,9 +273,10 @@ static int linear_backward_ready(struct run *r, const struct node *n, struct err
 			continue;
 		}
 		int64_t rows = w->parts[i].rows;
-		res = matmul_prepare(r->backend, rows, w->cols, t, true, false, dt, DTYPE_F32, err);
+		res = matmul_prepare(r->backend, w->transposed ? w->cols : rows,
+			w->transposed ? rows : w->cols, t, true, false, dt, DTYPE_F32, err);
 		if (res == 0 && dx) {
-			res = matmul_prepare(r->backend, t, w->cols, rows, false, false, dt, dt, err);
+			res = matmul_prepare(r->backend, t, w->cols, rows, false, w->transposed, dt, dt, err);
 		}
 	}
 	return res;
@@ -279,7 +307,8 @@ static void linear_backward_params(struct run *r, const struct weight *w, struct
 	for (int i = 0; i < w->n_parts; col += w->parts[i++].rows) {
 		struct mat part = columns(dy, col, w->parts[i].rows);
 		if (w->parts[i].param != NONE) {
-			matmul(r->backend, run_grad(r, w->parts[i].param), part, true, x, false, 1, 1);
+			struct mat out = w->transposed ? x : part, in = w->transposed ? part : x;
+			matmul(r->backend, run_grad(r, w->parts[i].param), out, true, in, false, 1, 1);
 		}
 		if (w->parts[i].bias_param != NONE) {
 			bias_backward(r->backend, run_grad(r, w->parts[i].bias_param).data, part);
@@ -308,7 +337,7 @@ static void linear_backward_run(struct run *r, const struct node *n)
 	for (int i = 0; i < w->n_parts; col += w->parts[i++].rows) {
 		if (w->parts[i].param != NONE) {
 			matmul(r->backend, dx, columns(dy, col, w->parts[i].rows), false,
-				run_param(r, w->parts[i].param), false, 1, accumulate ? 1 : 0);
+				run_param(r, w->parts[i].param), w->transposed, 1, accumulate ? 1 : 0);
 			accumulate = true;
 		}
 	}

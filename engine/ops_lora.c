@@ -99,7 +99,7 @@ int graph_dora(struct graph *g, int u, int weight, const struct low_rank *l,
 	for (int i = 0; i < l->n_parts; i++) {
 		n.param[i] = m[i];
 	}
-	n.out[0] = act(g, g->tensors[u].cols, g->region);
+	n.out[0] = like(g, u, g->dtype, g->region);
 	graph_append(g, &n, g->trainable);
 	return n.out[0];
 }
@@ -120,7 +120,7 @@ static void dora_differentiate(struct autodiff *ad, const struct node *n)
 	for (int i = 0; i < LINEAR_PARTS; i++) {
 		b.param[i] = n->param[i];
 	}
-	b.out[0] = act(ad->g, ad->g->tensors[n->in[0]].cols, RECOMPUTE_NEVER);
+	b.out[0] = like(ad->g, n->in[0], ad->g->dtype, RECOMPUTE_NEVER);
 	graph_append(ad->g, &b, false);
 	autodiff_add(ad, n->in[0], b.out[0]);
 }
@@ -198,8 +198,8 @@ int graph_embedding_low_rank(struct graph *g, int x, int a, int b, float scale)
 	n.param[0] = a;
 	n.param[1] = b;
 	n.p = scale;
-	n.out[0] = act(g, g->tensors[x].cols, RECOMPUTE_NEVER);
-	n.out[1] = act(g, g->params[a].rows, RECOMPUTE_NEVER);
+	n.out[0] = like(g, x, g->dtype, RECOMPUTE_NEVER);
+	n.out[1] = act(g, x, g->params[a].rows, RECOMPUTE_NEVER);
 	graph_append(g, &n, g->trainable);
 	return n.out[0];
 }
@@ -216,7 +216,7 @@ static void embedding_low_rank_differentiate(struct autodiff *ad, const struct n
 	b.param[0] = n->param[0];
 	b.param[1] = n->param[1];
 	b.p = n->p;
-	b.out[0] = act(ad->g, ad->g->params[n->param[0]].rows, RECOMPUTE_NEVER);
+	b.out[0] = act(ad->g, dy, ad->g->params[n->param[0]].rows, RECOMPUTE_NEVER);
 	graph_append(ad->g, &b, false);
 	if (autodiff_needs(ad, n->in[0])) {
 		autodiff_add(ad, n->in[0], dy);
@@ -226,14 +226,14 @@ static void embedding_low_rank_differentiate(struct autodiff *ad, const struct n
 static double embedding_low_rank_flops(const struct graph *g, const struct node *n, int64_t seq_len)
 {
 	const struct param *b = &g->params[n->param[1]];
-	return 2.0 * (double)g->tokens * (double)b->rows * (double)b->cols;
+	return 2.0 * (double)tensor_rows(g, n->in[0]) * (double)b->rows * (double)b->cols;
 }
 
 static int embedding_low_rank_ready(struct run *r, const struct node *n, struct errmsg *err)
 {
 	const struct param *b = &r->g->params[n->param[1]];
-	return matmul_prepare(r->backend, r->g->tokens, b->rows, b->cols, false, true, r->g->dtype,
-		r->g->dtype, err);
+	return matmul_prepare(r->backend, tensor_rows(r->g, n->in[0]), b->rows, b->cols, false,
+		true, r->g->dtype, r->g->dtype, err);
 }
 
 static void embedding_low_rank_run(struct run *r, const struct node *n)
@@ -242,7 +242,7 @@ static void embedding_low_rank_run(struct run *r, const struct node *n)
 	if (y.data != x.data) {
 		cast(r->backend, y, x);
 	}
-	embedding_columns_forward(r->backend, h, r->ids, run_param(r, n->param[0]));
+	embedding_columns_forward(r->backend, h, run_ids(r, n->in[0]), run_param(r, n->param[0]));
 	matmul(r->backend, y, h, false, run_param(r, n->param[1]), true, n->p, 1);
 }
 
@@ -265,7 +265,7 @@ static int embedding_low_rank_backward_ready(struct run *r, const struct node *n
 	struct errmsg *err)
 {
 	const struct param *b = &r->g->params[n->param[1]];
-	int64_t t = r->g->tokens;
+	int64_t t = tensor_rows(r->g, n->in[0]);
 	enum dtype dt = r->g->dtype;
 	int res = matmul_prepare(r->backend, b->rows, b->cols, t, true, false, dt, DTYPE_F32, err);
 	return res ? res : matmul_prepare(r->backend, t, b->cols, b->rows, false, false, dt, dt, err);
@@ -276,7 +276,7 @@ static void embedding_low_rank_backward_run(struct run *r, const struct node *n)
 	struct mat dy = run_mat(r, n->in[0]), h = run_mat(r, n->in[1]), dh = run_mat(r, n->out[0]);
 	matmul(r->backend, run_grad(r, n->param[1]), dy, true, h, false, n->p, 1);
 	matmul(r->backend, dh, dy, false, run_param(r, n->param[1]), false, n->p, 0);
-	embedding_columns_backward(r->backend, run_grad(r, n->param[0]), r->ids, dh);
+	embedding_columns_backward(r->backend, run_grad(r, n->param[0]), run_ids(r, n->in[0]), dh);
 }
 
 const struct op op_embedding_low_rank_backward = {
@@ -310,8 +310,8 @@ int graph_fixed_low_rank(struct graph *g, int y, int x, size_t a, const struct l
 	n.in[1] = x;
 	n.low_rank = *l;
 	n.arg[0] = (int64_t)a;
-	n.out[0] = act(g, g->tensors[y].cols, g->region);
-	n.out[1] = act(g, l->rank, RECOMPUTE_NEVER);
+	n.out[0] = like(g, y, g->dtype, g->region);
+	n.out[1] = act(g, y, l->rank, RECOMPUTE_NEVER);
 	n.out[2] = fixed_scratch(g, l, g->tensors[x].cols);
 	graph_append(g, &n, false);
 	return n.out[0];
@@ -335,8 +335,8 @@ static void fixed_low_rank_differentiate(struct autodiff *ad, const struct node 
 	b.in[1] = autodiff_grad(ad, n->in[1]);
 	b.low_rank = n->low_rank;
 	b.arg[0] = n->arg[0];
-	b.out[0] = act(g, n->low_rank.rank, RECOMPUTE_NEVER);
-	b.out[1] = act(g, g->tensors[n->in[1]].cols, RECOMPUTE_NEVER);
+	b.out[0] = act(g, dy, n->low_rank.rank, RECOMPUTE_NEVER);
+	b.out[1] = like(g, n->in[1], g->dtype, RECOMPUTE_NEVER);
 	b.out[2] = fixed_scratch(g, &n->low_rank, g->tensors[n->in[1]].cols);
 	graph_append(g, &b, false);
 	autodiff_set(ad, n->in[1], b.out[1]);
@@ -374,14 +374,14 @@ static double fixed_low_rank_flops(const struct graph *g, const struct node *n, 
 	for (int i = 0; i < l->n_parts; i++) {
 		sum += (double)l->parts[i].r * (double)l->parts[i].cols;
 	}
-	return 2.0 * (double)g->tokens * sum;
+	return 2.0 * (double)tensor_rows(g, n->in[0]) * sum;
 }
 
 static int fixed_low_rank_ready(struct run *r, const struct node *n, struct errmsg *err)
 {
 	const struct low_rank *l = &n->low_rank;
 	bool forward = n->op == &op_fixed_low_rank;
-	int64_t t = r->g->tokens, in = r->g->tensors[forward ? n->in[1] : n->out[1]].cols;
+	int64_t t = tensor_rows(r->g, n->in[0]), in = r->g->tensors[forward ? n->in[1] : n->out[1]].cols;
 	enum dtype dt = r->g->dtype;
 	int res = matmul_prepare(r->backend, t, forward ? l->rank : in, forward ? in : l->rank, false,
 		forward, dt, dt, err);

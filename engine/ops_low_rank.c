@@ -13,8 +13,8 @@ int graph_low_rank(struct graph *g, int y, int x, const struct low_rank *l)
 	n.in[0] = y;
 	n.in[1] = x;
 	n.low_rank = *l;
-	n.out[0] = act(g, g->tensors[y].cols, g->region);
-	n.out[1] = act(g, l->rank, g->region);
+	n.out[0] = act(g, y, g->tensors[y].cols, g->region);
+	n.out[1] = act(g, y, l->rank, g->region);
 	graph_append(g, &n, g->trainable);
 	return n.out[0];
 }
@@ -37,27 +37,28 @@ static void low_rank_differentiate(struct autodiff *ad, const struct node *n)
 	b.in[1] = autodiff_use(ad, n->out[1]);
 	b.in[2] = autodiff_use(ad, n->in[1]);
 	b.in[3] = needs_dx ? autodiff_grad(ad, n->in[1]) : NONE;
-	b.out[0] = act(g, n->low_rank.rank, RECOMPUTE_NEVER);
-	b.out[1] = needs_dx ? act(g, g->tensors[n->in[1]].cols, RECOMPUTE_NEVER) : NONE;
+	b.out[0] = act(g, dy, n->low_rank.rank, RECOMPUTE_NEVER);
+	b.out[1] = needs_dx ? like(g, n->in[1], g->dtype, RECOMPUTE_NEVER) : NONE;
 	graph_append(g, &b, false);
 	if (needs_dx) {
 		autodiff_set(ad, n->in[1], b.out[1]);
 	}
 }
 
-static double low_rank_cost(const struct graph *g, const struct low_rank *l, double a_products)
+static double low_rank_cost(const struct graph *g, const struct node *n, double a_products)
 {
+	const struct low_rank *l = &n->low_rank;
 	const struct param *a = &g->params[l->a];
 	double sum = a_products * (double)l->rank * (double)a->cols;
 	for (int i = 0; i < l->n_parts; i++) {
 		sum += (double)l->parts[i].r * (double)l->parts[i].cols;
 	}
-	return 2.0 * (double)g->tokens * sum;
+	return 2.0 * (double)tensor_rows(g, n->in[0]) * sum;
 }
 
 static double low_rank_flops(const struct graph *g, const struct node *n, int64_t seq_len)
 {
-	return low_rank_cost(g, &n->low_rank, 1);
+	return low_rank_cost(g, n, 1);
 }
 
 static int low_rank_ready(struct run *r, const struct node *n, struct errmsg *err)
@@ -65,10 +66,11 @@ static int low_rank_ready(struct run *r, const struct node *n, struct errmsg *er
 	const struct low_rank *l = &n->low_rank;
 	const struct param *a = &r->g->params[l->a];
 	enum dtype dt = r->g->dtype;
-	int res = matmul_prepare(r->backend, r->g->tokens, l->rank, a->cols, false, true, dt, dt, err);
+	int64_t t = tensor_rows(r->g, n->in[0]);
+	int res = matmul_prepare(r->backend, t, l->rank, a->cols, false, true, dt, dt, err);
 	for (int i = 0; i < l->n_parts && res == 0; i++) {
-		res = matmul_prepare(r->backend, r->g->tokens, l->parts[i].cols, l->parts[i].r, false, true,
-			dt, dt, err);
+		res = matmul_prepare(r->backend, t, l->parts[i].cols, l->parts[i].r, false, true, dt, dt,
+			err);
 	}
 	return res;
 }
@@ -97,15 +99,14 @@ const struct op op_low_rank = {
 
 static double low_rank_backward_flops(const struct graph *g, const struct node *n, int64_t seq_len)
 {
-	const struct low_rank *l = &n->low_rank;
-	double b_products = low_rank_cost(g, l, 0);
-	return low_rank_cost(g, l, n->out[1] != NONE ? 2 : 1) + b_products;
+	double b_products = low_rank_cost(g, n, 0);
+	return low_rank_cost(g, n, n->out[1] != NONE ? 2 : 1) + b_products;
 }
 
 static int low_rank_backward_ready(struct run *r, const struct node *n, struct errmsg *err)
 {
 	const struct low_rank *l = &n->low_rank;
-	int64_t t = r->g->tokens, in = r->g->params[l->a].cols;
+	int64_t t = tensor_rows(r->g, n->in[0]), in = r->g->params[l->a].cols;
 	enum dtype dt = r->g->dtype;
 	int res = matmul_prepare(r->backend, l->rank, in, t, true, false, dt, DTYPE_F32, err);
 	if (res == 0 && n->out[1] != NONE) {
@@ -160,7 +161,7 @@ int graph_dropout(struct graph *g, int x, float p)
 	n.in[0] = x;
 	n.p = p;
 	n.site = g->n_sites++;
-	n.out[0] = act(g, g->tensors[x].cols, RECOMPUTE_CHEAP);
+	n.out[0] = like(g, x, g->dtype, RECOMPUTE_CHEAP);
 	graph_append(g, &n, false);
 	return n.out[0];
 }
@@ -176,7 +177,7 @@ static void dropout_differentiate(struct autodiff *ad, const struct node *n)
 	b.in[1] = autodiff_grad(ad, n->in[0]);
 	b.p = n->p;
 	b.site = n->site;
-	b.out[0] = act(ad->g, ad->g->tensors[n->in[0]].cols, RECOMPUTE_NEVER);
+	b.out[0] = like(ad->g, n->in[0], ad->g->dtype, RECOMPUTE_NEVER);
 	graph_append(ad->g, &b, false);
 	autodiff_set(ad, n->in[0], b.out[0]);
 }
@@ -186,6 +187,9 @@ static void dropout_differentiate(struct autodiff *ad, const struct node *n)
 static void dropout_sequences(struct run *r, const struct node *n, struct mat y, struct mat x,
 	bool accumulate)
 {
+	bool source = r->g->tensors[n->in[0]].rows == ROWS_SOURCE;
+	const int32_t *start = source ? r->source.seq_start : r->seq_start;
+	const int32_t *len = source ? r->source.seq_len : r->seq_len;
 	for (int64_t s = 0; s < r->n_seqs; s++) {
 		struct rng_key key = {
 			.seed = r->seed,
@@ -193,10 +197,10 @@ static void dropout_sequences(struct run *r, const struct node *n, struct mat y,
 				(uint64_t)r->seq_number[s]),
 		};
 		struct mat ys = y, xs = x;
-		size_t row = (size_t)r->seq_start[s], size = dtype_size(x.dtype);
+		size_t row = (size_t)start[s], size = dtype_size(x.dtype);
 		ys.data = (uint8_t *)y.data + row * (size_t)y.stride * size;
 		xs.data = (uint8_t *)x.data + row * (size_t)x.stride * size;
-		ys.rows = xs.rows = r->seq_len[s];
+		ys.rows = xs.rows = len[s];
 		dropout(r->backend, ys, xs, n->p, key, accumulate);
 	}
 }

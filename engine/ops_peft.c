@@ -11,19 +11,6 @@
 #include "engine/ops.h"
 #include "util/util.h"
 
-/* The same with other columns. */
-static int like_cols(struct graph *g, int t, int64_t cols, enum recompute recompute)
-{
-	struct tensor x = g->tensors[t];
-	return x.rows == ROWS_FIXED ? graph_tensor_fixed(g, g->dtype, x.n_rows, cols, recompute) :
-		graph_tensor(g, g->dtype, x.rows, cols, recompute);
-}
-
-static double rows_of(const struct graph *g, int t)
-{
-	return (double)(g->tensors[t].rows == ROWS_FIXED ? g->tensors[t].n_rows : g->tokens);
-}
-
 /* ---- conversion ---------------------------------------------------------------------------- */
 
 static int graph_cast(struct graph *g, int x, enum dtype dtype)
@@ -290,7 +277,7 @@ int graph_dense(struct graph *g, int x, int w, int bias)
 	n.in[0] = x;
 	n.param[0] = w;
 	n.param[1] = bias;
-	n.out[0] = like_cols(g, x, g->params[w].rows, g->region);
+	n.out[0] = act(g, x, g->params[w].rows, g->region);
 	graph_append(g, &n, g->trainable);
 	return n.out[0];
 }
@@ -319,14 +306,14 @@ static void dense_differentiate(struct autodiff *ad, const struct node *n)
 static double dense_flops(const struct graph *g, const struct node *n, int64_t seq_len)
 {
 	const struct param *w = &g->params[n->param[0]];
-	return 2.0 * rows_of(g, n->in[0]) * (double)w->rows * (double)w->cols;
+	return 2.0 * (double)tensor_rows(g, n->in[0]) * (double)w->rows * (double)w->cols;
 }
 
 static int dense_ready(struct run *r, const struct node *n, struct errmsg *err)
 {
 	const struct param *w = &r->g->params[n->param[0]];
 	enum dtype dt = r->g->dtype;
-	return matmul_prepare(r->backend, (int64_t)rows_of(r->g, n->in[0]), w->rows, w->cols, false,
+	return matmul_prepare(r->backend, tensor_rows(r->g, n->in[0]), w->rows, w->cols, false,
 		true, dt, dt, err);
 }
 
@@ -355,7 +342,7 @@ static double dense_backward_flops(const struct graph *g, const struct node *n, 
 static int dense_backward_ready(struct run *r, const struct node *n, struct errmsg *err)
 {
 	const struct param *w = &r->g->params[n->param[0]];
-	int64_t rows = (int64_t)rows_of(r->g, n->in[0]);
+	int64_t rows = tensor_rows(r->g, n->in[0]);
 	enum dtype dt = r->g->dtype;
 	int res = matmul_prepare(r->backend, w->rows, w->cols, rows, true, false, dt, DTYPE_F32, err);
 	if (res == 0 && n->out[0] != NONE) {
@@ -454,6 +441,17 @@ int graph_add_scaled(struct graph *g, int a, int c, float scale)
 	return n.out[0];
 }
 
+/* The gradient p · dy. */
+static int add_times(struct graph *g, int dy, float p)
+{
+	struct node b = graph_node_init(&op_times);
+	b.in[0] = dy;
+	b.p = p;
+	b.out[0] = like(g, dy, g->dtype, RECOMPUTE_NEVER);
+	graph_append(g, &b, false);
+	return b.out[0];
+}
+
 static void add_scaled_differentiate(struct autodiff *ad, const struct node *n)
 {
 	int dy = autodiff_grad(ad, n->out[0]);
@@ -464,16 +462,7 @@ static void add_scaled_differentiate(struct autodiff *ad, const struct node *n)
 		autodiff_add(ad, n->in[0], dy);
 	}
 	if (autodiff_needs(ad, n->in[1])) {
-		int dc = dy;
-		if (n->p != 1) {
-			struct node b = graph_node_init(&op_times);
-			b.in[0] = dy;
-			b.p = n->p;
-			b.out[0] = like(ad->g, n->in[1], ad->g->dtype, RECOMPUTE_NEVER);
-			graph_append(ad->g, &b, false);
-			dc = b.out[0];
-		}
-		autodiff_add(ad, n->in[1], dc);
+		autodiff_add(ad, n->in[1], n->p != 1 ? add_times(ad->g, dy, n->p) : dy);
 	}
 }
 
@@ -489,6 +478,24 @@ const struct op op_add_scaled = {
 	.inplace = {1u << 0 | 1u << 1},
 };
 
+int graph_scale_by(struct graph *g, int x, float factor)
+{
+	struct node n = graph_node_init(&op_times);
+	n.in[0] = x;
+	n.p = g->dtype == DTYPE_BF16 ? bf16_to_f32(bf16_from_f32(factor)) : factor;
+	n.out[0] = like(g, x, g->dtype, g->region);
+	graph_append(g, &n, false);
+	return n.out[0];
+}
+
+static void times_differentiate(struct autodiff *ad, const struct node *n)
+{
+	int dy = autodiff_grad(ad, n->out[0]);
+	if (dy != NONE && autodiff_needs(ad, n->in[0])) {
+		autodiff_add(ad, n->in[0], add_times(ad->g, dy, n->p));
+	}
+}
+
 static void times_run(struct run *r, const struct node *n)
 {
 	add_scaled(r->backend, run_mat(r, n->out[0]), run_mat(r, NONE), run_mat(r, n->in[0]), n->p);
@@ -496,6 +503,7 @@ static void times_run(struct run *r, const struct node *n)
 
 const struct op op_times = {
 	.name = "times",
+	.backward = times_differentiate,
 	.run = times_run,
 	.inplace = {1u << 0},
 };

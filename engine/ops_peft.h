@@ -35,7 +35,8 @@ int graph_dropout_fixed(struct graph *g, int x, float p);
 
 /* As graph_attention(), with the layer's keys and values of prefix[n, layers · 2 · kv_heads · head_dim], a
  * tensor of fixed rows in PEFT's order K₀V₀K₁V₁…, before those of every sequence. NONE: without. */
-int graph_attention_prefix(struct graph *g, int qkv, int prefix, int64_t layer);
+int graph_attention_prefix(struct graph *g, int qkv, const struct attention_spec *spec, int prefix,
+	int64_t layer);
 
 extern const struct op op_of_param, op_of_param_backward, op_scale, op_scale_backward, op_splice,
 	op_splice_backward, op_dense, op_dense_backward, op_activation, op_activation_backward,

@@ -42,7 +42,7 @@ static void virtual_tokens_run(struct run *r, const struct node *n)
 	if (y.data != x.data) {
 		cast(r->backend, y, x);
 	}
-	virtual_tokens_forward(r->backend, y, r->ids, run_mat(r, n->in[1]));
+	virtual_tokens_forward(r->backend, y, run_ids(r, n->in[0]), run_mat(r, n->in[1]));
 }
 
 const struct op op_virtual_tokens = {
@@ -56,7 +56,7 @@ static void virtual_tokens_backward_run(struct run *r, const struct node *n)
 {
 	struct mat d = run_mat(r, n->out[0]);
 	fill_zero(r->backend, d);
-	virtual_tokens_backward(r->backend, d, r->ids, run_mat(r, n->in[0]));
+	virtual_tokens_backward(r->backend, d, run_ids(r, n->in[0]), run_mat(r, n->in[0]));
 }
 
 const struct op op_virtual_tokens_backward = {

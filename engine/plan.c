@@ -40,6 +40,13 @@ static void find_lifetimes(struct graph *g)
 			}
 		}
 	}
+	/* The nodes after n_source run again and again on what those before it left. */
+	for (int i = 0; i < g->n_tensors; i++) {
+		struct tensor *t = &g->tensors[i];
+		if (t->first != NONE && t->first < g->n_source && t->last >= g->n_source) {
+			t->last = g->n_nodes - 1;
+		}
+	}
 }
 
 /* Lets outputs take the memory of inputs that die at the same node. */

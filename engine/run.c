@@ -9,10 +9,14 @@ struct mat run_mat(const struct run *r, int t)
 		return (struct mat){.dtype = r->g->dtype};
 	}
 	const struct tensor *x = &r->g->tensors[t];
+	int64_t rows = tensor_rows(r->g, t);
+	if (x->rows == ROWS_TOKENS || x->rows == ROWS_SOURCE) {
+		rows = x->rows == ROWS_TOKENS ? r->rows : r->source.rows;
+	}
 	return (struct mat){
 		.data = r->region + x->offset,
 		.dtype = x->dtype,
-		.rows = x->rows == ROWS_TOKENS ? r->rows : x->rows == ROWS_FIXED ? x->n_rows : 1,
+		.rows = rows,
 		.cols = x->cols,
 		.stride = x->cols,
 	};

@@ -53,11 +53,15 @@ struct backend_ops {
 	void (*virtual_tokens_backward)(struct backend *b, struct mat dtable, const int32_t *ids,
 		struct mat dy);
 	void (*rmsnorm_forward)(struct backend *b, struct mat y, struct mat sum, float *rstd,
-		struct mat x, struct mat delta, const void *w, float eps);
+		struct mat x, struct mat delta, const void *w, float eps, bool one_plus);
 	void (*rmsnorm_backward)(struct backend *b, struct mat dx, float *dw, struct mat dy,
-		struct mat dsum, struct mat sum, const float *rstd, const void *w);
+		struct mat dsum, struct mat sum, const float *rstd, const void *w, bool one_plus);
+	void (*layernorm_forward)(struct backend *b, struct mat y, struct mat sum, float *stats,
+		struct mat x, struct mat delta, const void *w, const void *bias, float eps);
+	void (*layernorm_backward)(struct backend *b, struct mat dx, float *dw, float *dbias,
+		struct mat dy, struct mat dsum, struct mat sum, const float *stats, const void *w);
 	void (*rope)(struct backend *b, struct mat x, const int32_t *positions, const float *cos_sin,
-		int64_t n_heads, int64_t head_dim, bool inverse);
+		int64_t n_heads, int64_t head_dim, int64_t rotary_dim, bool inverse);
 	void (*swiglu_forward)(struct backend *b, struct mat h, struct mat gate, struct mat up);
 	void (*swiglu_backward)(struct backend *b, struct mat dgate, struct mat dup, struct mat dh,
 		struct mat gate, struct mat up);
@@ -68,6 +72,12 @@ struct backend_ops {
 		enum activation kind);
 	void (*activation_backward)(struct backend *b, struct mat dx, struct mat dy, struct mat x,
 		enum activation kind);
+	/* Of other kinds than SILU, which is SwiGLU. */
+	void (*gated_forward)(struct backend *b, struct mat h, struct mat gate, struct mat up,
+		enum activation kind);
+	void (*gated_backward)(struct backend *b, struct mat dgate, struct mat dup, struct mat dh,
+		struct mat gate, struct mat up, enum activation kind);
+	void (*softcap)(struct backend *b, struct mat x, float cap);
 	void (*dora_forward)(struct backend *b, struct mat y, struct mat u, const void *m,
 		const float *norms, const void *bias);
 	void (*dora_backward)(struct backend *b, struct mat du, float *dm, float *dbias,

@@ -339,31 +339,52 @@ void virtual_tokens_backward(struct backend *b, struct mat dtable, const int32_t
 }
 
 void rmsnorm_forward(struct backend *b, struct mat y, struct mat sum, float *rstd, struct mat x,
-	struct mat delta, const void *w, float eps)
+	struct mat delta, const void *w, float eps, bool one_plus)
 {
 	assert(mat_valid(x) && mat_like(y, x) && rstd && w);
 	assert(!delta.data || (mat_like(delta, x) && mat_like(sum, x)));
 	if (!mat_empty(x)) {
-		b->ops->rmsnorm_forward(b, y, sum, rstd, x, delta, w, eps);
+		b->ops->rmsnorm_forward(b, y, sum, rstd, x, delta, w, eps, one_plus);
 	}
 }
 
 void rmsnorm_backward(struct backend *b, struct mat dx, float *dw, struct mat dy, struct mat dsum,
-	struct mat sum, const float *rstd, const void *w)
+	struct mat sum, const float *rstd, const void *w, bool one_plus)
 {
 	assert(mat_valid(dx) && mat_like(dy, dx) && mat_like(sum, dx));
 	assert(!dsum.data || mat_like(dsum, dx));
 	if (!mat_empty(dx)) {
-		b->ops->rmsnorm_backward(b, dx, dw, dy, dsum, sum, rstd, w);
+		b->ops->rmsnorm_backward(b, dx, dw, dy, dsum, sum, rstd, w, one_plus);
+	}
+}
+
+void layernorm_forward(struct backend *b, struct mat y, struct mat sum, float *stats, struct mat x,
+	struct mat delta, const void *w, const void *bias, float eps)
+{
+	assert(mat_valid(x) && mat_like(y, x) && stats && w);
+	assert(!delta.data || (mat_like(delta, x) && mat_like(sum, x)));
+	if (!mat_empty(x)) {
+		b->ops->layernorm_forward(b, y, sum, stats, x, delta, w, bias, eps);
+	}
+}
+
+void layernorm_backward(struct backend *b, struct mat dx, float *dw, float *dbias, struct mat dy,
+	struct mat dsum, struct mat sum, const float *stats, const void *w)
+{
+	assert(mat_valid(dx) && mat_like(dy, dx) && mat_like(sum, dx));
+	assert(!dsum.data || mat_like(dsum, dx));
+	if (!mat_empty(dx)) {
+		b->ops->layernorm_backward(b, dx, dw, dbias, dy, dsum, sum, stats, w);
 	}
 }
 
 void rope(struct backend *b, struct mat x, const int32_t *positions, const float *cos_sin,
-	int64_t n_heads, int64_t head_dim, bool inverse)
+	int64_t n_heads, int64_t head_dim, int64_t rotary_dim, bool inverse)
 {
-	assert(mat_valid(x) && head_dim % 2 == 0 && x.cols == n_heads * head_dim);
+	assert(mat_valid(x) && rotary_dim % 2 == 0 && rotary_dim > 0 && rotary_dim <= head_dim);
+	assert(x.cols == n_heads * head_dim);
 	if (!mat_empty(x)) {
-		b->ops->rope(b, x, positions, cos_sin, n_heads, head_dim, inverse);
+		b->ops->rope(b, x, positions, cos_sin, n_heads, head_dim, rotary_dim, inverse);
 	}
 }
 
@@ -452,6 +473,43 @@ void activation_backward(struct backend *b, struct mat dx, struct mat dy, struct
 	}
 }
 
+void gated_forward(struct backend *b, struct mat h, struct mat gate, struct mat up,
+	enum activation kind)
+{
+	assert(mat_valid(h) && mat_like(gate, h) && mat_like(up, h));
+	if (mat_empty(h)) {
+		return;
+	}
+	if (kind == ACTIVATION_SILU) {
+		b->ops->swiglu_forward(b, h, gate, up);
+	} else {
+		b->ops->gated_forward(b, h, gate, up, kind);
+	}
+}
+
+void gated_backward(struct backend *b, struct mat dgate, struct mat dup, struct mat dh,
+	struct mat gate, struct mat up, enum activation kind)
+{
+	assert(mat_valid(dh) && mat_like(dgate, dh) && mat_like(dup, dh));
+	assert(mat_like(gate, dh) && mat_like(up, dh));
+	if (mat_empty(dh)) {
+		return;
+	}
+	if (kind == ACTIVATION_SILU) {
+		b->ops->swiglu_backward(b, dgate, dup, dh, gate, up);
+	} else {
+		b->ops->gated_backward(b, dgate, dup, dh, gate, up, kind);
+	}
+}
+
+void softcap(struct backend *b, struct mat x, float cap)
+{
+	assert(mat_is(x, x.rows, x.cols, DTYPE_F32) && cap > 0);
+	if (!mat_empty(x)) {
+		b->ops->softcap(b, x, cap);
+	}
+}
+
 void dora_forward(struct backend *b, struct mat y, struct mat u, const void *m, const float *norms,
 	const void *bias)
 {
@@ -526,7 +584,24 @@ void lstm_backward(struct backend *b, struct mat dxg, struct mat dw, struct mat 
 static bool attention_valid(const struct attention *a)
 {
 	return a->n_heads > 0 && a->n_kv_heads > 0 && a->n_heads % a->n_kv_heads == 0 &&
-		a->head_dim > 0 && a->head_dim <= 256 && a->n_seqs >= 0;
+		a->head_dim > 0 && a->head_dim <= 256 && a->n_seqs >= 0 && a->window >= 0 &&
+		(a->causal || a->window == 0) && a->softcap >= 0 && !(a->bias.bias.data && a->softcap > 0);
+}
+
+/* The table and the rows that distances select. */
+static bool attention_bias_valid(const struct attention *a, enum dtype dtype)
+{
+	const struct attention_bias *s = &a->bias;
+	if (!s->bias.data) {
+		return true;
+	}
+	for (int64_t i = 0; i <= 2 * s->reach; i++) {
+		if (s->bucket[i] < 0 || s->bucket[i] >= s->bias.rows) {
+			return false;
+		}
+	}
+	return mat_is(s->bias, s->bias.rows, a->n_heads, dtype) &&
+		(!s->dbias.data || mat_is(s->dbias, s->bias.rows, a->n_heads, DTYPE_F32));
 }
 
 /* Every sequence lies within the tensors, and causal ones have no query before the first key. */
@@ -570,6 +645,7 @@ void attention_forward(struct backend *b, struct mat o, float *lse, struct mat q
 	assert(attention_valid(a) && mat_is(q, q.rows, a->n_heads * a->head_dim, q.dtype));
 	assert(mat_like(o, q) && mat_is(k, k.rows, kv_cols, q.dtype) && mat_like(v, k));
 	assert(attention_ranges_valid(a, q.rows, k.rows) && attention_prefix_valid(a, q.dtype, false));
+	assert(attention_bias_valid(a, q.dtype));
 	if (a->n_seqs > 0 && !mat_empty(q)) {
 		b->ops->attention_forward(b, o, lse, q, k, v, a, workspace);
 	}
@@ -584,7 +660,7 @@ void attention_backward(struct backend *b, struct mat dq, struct mat dk, struct 
 	assert(mat_like(o, q) && mat_like(do_, q) && mat_like(dq, q));
 	assert(mat_is(k, k.rows, kv_cols, q.dtype) && mat_like(v, k));
 	assert(mat_like(dk, k) && mat_like(dv, k) && attention_ranges_valid(a, q.rows, k.rows));
-	assert(attention_prefix_valid(a, q.dtype, true));
+	assert(attention_prefix_valid(a, q.dtype, true) && attention_bias_valid(a, q.dtype));
 	if (a->n_seqs > 0 && !(mat_empty(q) && mat_empty(k))) {
 		b->ops->attention_backward(b, dq, dk, dv, do_, o, lse, q, k, v, a, workspace);
 	}

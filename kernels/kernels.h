@@ -188,22 +188,36 @@ void virtual_tokens_backward(struct backend *b, struct mat dtable, const int32_t
  * RMSNorm fused with the residual: sum = x + delta (delta.data NULL: sum is x and is not written),
  * rstd[T] = 1/sqrt(mean(sum²) + eps), y = w · (sum · rstd). Zhang & Sennrich 2019; in bf16 as
  * transformers' LlamaRMSNorm does it: normalised in f32, rounded, then multiplied by w (bf16).
- * w[d] is act.
+ * w[d] is act. `one_plus`: y = (1 + w) · …, rounded once, as GemmaRMSNorm.
  */
 void rmsnorm_forward(struct backend *b, struct mat y, struct mat sum, float *rstd, struct mat x,
-	struct mat delta, const void *w, float eps);
+	struct mat delta, const void *w, float eps, bool one_plus);
 /*
  * dx[T,d] = gradient by `sum` given dy, plus dsum (the gradient that reaches the sum by the residual
  * path; data NULL: none). dx may be dsum or dy. dw[d] += …, or NULL for a frozen norm.
  */
 void rmsnorm_backward(struct backend *b, struct mat dx, float *dw, struct mat dy, struct mat dsum,
-	struct mat sum, const float *rstd, const void *w);
+	struct mat sum, const float *rstd, const void *w, bool one_plus);
 
-/* Rotary position embedding in place, transformers' half-split form: x is [T, heads·head_dim];
- * cos_sin[max_positions, head_dim]: cos in the first half of a row, sin in the second, f32.
- * `inverse` rotates back: the backward pass. Su et al. 2021. */
+/*
+ * LayerNorm fused with the residual, as rmsnorm_forward(): y = w · (sum − mean) · rstd + bias, with
+ * stats[T, 2] = mean and rstd = 1/sqrt(mean((sum − mean)²) + eps) of each row. Ba et al. 2016; in bf16
+ * rounded once, as torch does it. w[d] and bias[d] (or NULL) are act.
+ */
+void layernorm_forward(struct backend *b, struct mat y, struct mat sum, float *stats, struct mat x,
+	struct mat delta, const void *w, const void *bias, float eps);
+/* As rmsnorm_backward(); dbias[d] += …, or NULL. */
+void layernorm_backward(struct backend *b, struct mat dx, float *dw, float *dbias, struct mat dy,
+	struct mat dsum, struct mat sum, const float *stats, const void *w);
+
+/*
+ * Rotary position embedding in place, transformers' half-split form: x is [T, heads·head_dim], and the
+ * first rotary_dim elements of each head turn; cos_sin[max_positions, rotary_dim]: cos in the first half
+ * of a row, sin in the second, f32. `inverse` multiplies by the transpose, which is the backward pass.
+ * Su et al. 2021.
+ */
 void rope(struct backend *b, struct mat x, const int32_t *positions, const float *cos_sin,
-	int64_t n_heads, int64_t head_dim, bool inverse);
+	int64_t n_heads, int64_t head_dim, int64_t rotary_dim, bool inverse);
 
 /* h = silu(gate) · up. Shazeer 2020. */
 void swiglu_forward(struct backend *b, struct mat h, struct mat gate, struct mat up);
@@ -238,6 +252,17 @@ void activation_forward(struct backend *b, struct mat y, struct mat x, enum acti
 /* dx = dy · f'(x); dx may be dy or x. */
 void activation_backward(struct backend *b, struct mat dx, struct mat dy, struct mat x,
 	enum activation kind);
+
+/* h = f(gate) · up: GEGLU, ReGLU and the like; f(gate) is rounded to the dtype before the product. Shazeer
+ * 2020. With SILU it is swiglu_forward(). */
+void gated_forward(struct backend *b, struct mat h, struct mat gate, struct mat up,
+	enum activation kind);
+/* As swiglu_backward(). */
+void gated_backward(struct backend *b, struct mat dgate, struct mat dup, struct mat dh,
+	struct mat gate, struct mat up, enum activation kind);
+
+/* x = cap · tanh(x / cap), f32, in place. */
+void softcap(struct backend *b, struct mat x, float cap);
 
 /*
  * norms[i] = ‖row i of W + scale · B·A‖₂ for W[out, in], A[r, in], B[out, r], without W itself: given
@@ -279,25 +304,39 @@ void embedding_columns_backward(struct backend *b, struct mat da, const int32_t 
 
 /* ---- attention ----------------------------------------------------------------------------- */
 
+/* An addend to attention's scores by the distance of key and query. Raffel et al. 2020, section 2.1. */
+struct attention_bias {
+	/* bias[buckets, n_heads], act, joins the scaled scores; the backward pass adds to dbias (f32; data
+	 * NULL: frozen). */
+	struct mat bias, dbias;
+	/* Host memory: the row, by (position of the key - position of the query) + reach, for distances of
+	 * -reach … reach; what is farther counts as that far. */
+	const int32_t *bucket;
+	int64_t reach;
+};
+
 /*
  * Softmax attention over packed sequences, never storing the scores. Sequence s has its queries at
  * rows [q_start[s], q_start[s] + q_len[s]) of q and its keys at rows [k_start[s], k_start[s] +
  * k_len[s]) of k and v. Causal: query i of a sequence sees its keys 0 … i + k_len - q_len, so that
  * a cache or prefix before the queries is seen by all of them. Key/value head of query head h is
- * h / (n_heads / n_kv_heads).
+ * h / (n_heads / n_kv_heads). Position of key j is j, of query i it is i + k_len - q_len.
  */
 struct attention {
 	int64_t n_heads, n_kv_heads, head_dim;
 	float scale; /* 1/sqrt(head_dim) in most models */
 	bool causal;
+	int64_t window; /* > 0, causal alone: of the last `window` positions, its own included; 0: all */
+	float softcap;  /* > 0: scaled scores s become softcap · tanh(s / softcap). Gemma Team 2024 */
+	struct attention_bias bias; /* bias.bias.data NULL: none; never with softcap */
 	int64_t n_seqs;
 	const int32_t *q_start, *q_len, *k_start, *k_len; /* host memory, n_seqs each */
 
 	/*
-	 * A prefix that comes before the keys of every sequence and is seen by all its queries:
-	 * k_prefix, v_prefix [prefix_len, n_kv_heads·head_dim], of q's dtype; 0: none. The backward pass
-	 * adds to dk_prefix and dv_prefix (f32; data NULL: not wanted) the sums over all sequences, in
-	 * their order. Li & Liang 2021.
+	 * A prefix that comes before the keys of every sequence, at positions -prefix_len … -1, and is seen
+	 * by all queries that no window hides it from: k_prefix, v_prefix [prefix_len,
+	 * n_kv_heads·head_dim], of q's dtype; 0: none. The backward pass adds to dk_prefix and dv_prefix
+	 * (f32; data NULL: not wanted) the sums over all sequences, in their order. Li & Liang 2021.
 	 */
 	int64_t prefix_len;
 	struct mat k_prefix, v_prefix, dk_prefix, dv_prefix;
@@ -343,6 +382,7 @@ struct lm_head {
 	struct mat w, dw;
 	struct mat a, da, b, db;
 	float scale;
+	float softcap; /* > 0: logits become softcap · tanh(logits / softcap) */
 };
 /* `rank`: r, or 0 without A and B. */
 size_t lm_head_adapted_workspace(struct backend *b, int64_t vocab_size, int64_t hidden_size,

@@ -26,6 +26,10 @@ enum {
 	DIGEST_SIZE = 32, /* BLAKE2b-256 */
 	TRANSFER_WINDOW = 8, /* chunks under way in a transfer */
 	SWEEP_MAX = 100,     /* jobs of a sweep */
+	PROMPTS_MAX = 64,    /* of one generation */
+	PROMPTS_BYTES_MAX = 48 * 1024,
+	STOPS_MAX = 16,      /* texts that end an answer */
+	STOP_TEXT_MAX = 256, /* bytes of one */
 };
 
 /* Unpacks a message of type `desc`; free it with proto_free(). NULL with `err` filled when the bytes

@@ -163,23 +163,66 @@ static int take_chunk(const Peftd__V1__UploadChunkRequest *m, struct request *r,
 	return 0;
 }
 
+/* Texts of a request, each without NUL and well-formed. */
+static int check_texts(const ProtobufCBinaryData *list, size_t n, const char *what, size_t most,
+	size_t longest, struct errmsg *err)
+{
+	if (n > most) {
+		return errmsg_set(
+			err, STATUS_INVALID, "%s: %zu of them; at most %zu are allowed", what, n, most);
+	}
+	for (size_t i = 0; i < n; i++) {
+		_cleanup_(freep) char *copy = NULL;
+		if (list[i].len > longest) {
+			return errmsg_set(err, STATUS_INVALID, "%s: %zu bytes, at most %zu are allowed", what,
+				list[i].len, longest);
+		}
+		int e = proto_str(&list[i], what, &copy, err);
+		if (e != 0) {
+			return e;
+		}
+	}
+	return 0;
+}
+
+static int check_stops(const ProtobufCBinaryData *list, size_t n, struct errmsg *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		if (list[i].len == 0) {
+			return errmsg_set(err, STATUS_INVALID, "stop: an empty text; it would end every answer");
+		}
+	}
+	return check_texts(list, n, "stop", STOPS_MAX, STOP_TEXT_MAX, err);
+}
+
 static int take_eval(const Peftd__V1__EvalRequest *m, struct request *r, struct errmsg *err)
 {
 	int e = proto_name(&m->model, "model", &r->model, err);
 	e = e ? e : proto_name(&m->dataset, "dataset", &r->dataset, err);
+	if (e == 0 && m->has_shots_dataset) {
+		e = proto_name(&m->shots_dataset, "shots_dataset", &r->shots_dataset, err);
+	}
 	e = e ? e : take_adapter(m->adapter, &r->adapter, err);
+	e = e ? e : check_stops(m->stop, m->n_stop, err);
+	e = e ? e : check_texts(m->metrics, m->n_metrics, "metrics", 16, 64, err);
 	return e ? e : take_body(m, r);
 }
 
 static int take_generate(const Peftd__V1__GenerateRequest *m, struct request *r, struct errmsg *err)
 {
-	_cleanup_(freep) char *prompt = NULL;
-	if (m->prompt.len > 48 * 1024) {
-		return errmsg_set(
-			err, STATUS_INVALID, "prompt: %zu bytes, at most 48 KiB are allowed", m->prompt.len);
+	size_t bytes = 0;
+	for (size_t i = 0; i < m->n_prompt; i++) {
+		bytes += m->prompt[i].len;
+	}
+	if (bytes > PROMPTS_BYTES_MAX) {
+		return errmsg_set(err, STATUS_INVALID, "prompt: %zu bytes, at most 48 KiB are allowed", bytes);
+	}
+	if (m->n_prompt == 0) {
+		return errmsg_set(err, STATUS_INVALID, "prompt: there is none; give at least one");
 	}
 	int e = proto_name(&m->model, "model", &r->model, err);
-	e = e ? e : proto_str(&m->prompt, "prompt", &prompt, err);
+	e = e ? e : check_texts(m->prompt, m->n_prompt, "prompt", PROMPTS_MAX, PROMPTS_BYTES_MAX, err);
+	e = e ? e : check_stops(m->stop, m->n_stop, err);
 	e = e ? e : take_adapter(m->adapter, &r->adapter, err);
 	return e ? e : take_body(m, r);
 }

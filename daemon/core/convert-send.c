@@ -145,6 +145,7 @@ static void build_eval(
 	if (m) {
 		m->request = scratch_unpack(s, &peftd__v1__eval_request__descriptor, &t->request);
 		m->dataset = in->dataset;
+		m->shots_dataset = in->eval_dataset;
 		m->has_adapter = in->has_adapter;
 		m->adapter = in->adapter;
 		task->what_case = PEFTD__V1__TASK__WHAT_EVAL;

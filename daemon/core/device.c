@@ -55,6 +55,9 @@ int device_request(struct core *c, struct request *req)
 	if (r == 0 && eval) {
 		r = find_dataset(c, req, "dataset", req->dataset, &spec->dataset);
 	}
+	if (r == 0 && req->shots_dataset) {
+		r = find_dataset(c, req, "shots_dataset", req->shots_dataset, &spec->eval_dataset);
+	}
 	if (r == 0 && req->adapter.from == ADAPTER_JOB) {
 		r = find_job_adapter(c, req, &m, &spec->adapter);
 	} else if (r == 0 && req->adapter.from == ADAPTER_UPLOADED) {

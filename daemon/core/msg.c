@@ -24,6 +24,7 @@ void request_deinit(struct request *r)
 	packed_deinit(&r->body);
 	free(r->model);
 	free(r->dataset);
+	free(r->shots_dataset);
 	store_files_deinit(&r->adapter.uploaded);
 	for (size_t i = 0; i < r->n_members; i++) {
 		spec_deinit(&r->members[i].spec);

@@ -86,6 +86,7 @@ struct request {
 	uint64_t offset;                       /* UPLOAD_CHUNK, READ */
 	struct packed body;                    /* DATASET_INSPECT, EVAL, GENERATE: the request itself */
 	char *model, *dataset;                 /* DATASET_INSPECT (model), EVAL, GENERATE (model) */
+	char *shots_dataset;                   /* EVAL; may be NULL */
 	struct adapter_ref adapter;            /* EVAL, GENERATE */
 	struct member *members;                /* SUBMIT: the jobs; one unless it is a sweep */
 	size_t n_members;
@@ -131,7 +132,8 @@ struct task_spec {
 	char *model_name, *model_path; /* NULL: no model */
 	bool has_model_digest;
 	uint8_t model_digest[32];
-	struct store_job_data dataset, eval_dataset; /* content.size 0: none */
+	/* content.size 0: none. The second of an evaluation is that of its examples. */
+	struct store_job_data dataset, eval_dataset;
 	struct store_files adapter; /* the initial one, or the one to use; size 0: none */
 	struct store_files resume;  /* size 0: none */
 	uint64_t resume_step;

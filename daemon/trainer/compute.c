@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "daemon/trainer/adapters.h"
 #include "daemon/trainer/dataset.h"
 #include "daemon/trainer/models.h"
 #include "daemon/trainer/trainer.h"
@@ -24,6 +25,13 @@ static const char *const kind_names[] = {
 	[TASK_MERGE_READ] = "merge read",
 };
 
+/* NULL: it is done in one go. */
+static const struct quick_task *in_pieces(const struct task *task)
+{
+	return task->kind == TASK_EVAL ? &quick_eval
+		: task->kind == TASK_GENERATE ? &quick_generate : NULL;
+}
+
 static int execute(struct compute *c, struct task *task, struct errmsg *err)
 {
 	if (c->trainer->inspect &&
@@ -36,10 +44,6 @@ static int execute(struct compute *c, struct task *task, struct errmsg *err)
 		return task_train(c, task, err);
 	case TASK_PLAN:
 		return task_plan(c, task, err);
-	case TASK_EVAL:
-		return task_eval(c, task, err);
-	case TASK_GENERATE:
-		return task_generate(c, task, err);
 	case TASK_MODEL_INSPECT:
 		return task_model_inspect(c, task, err);
 	case TASK_DATASET_CHECK:
@@ -50,8 +54,22 @@ static int execute(struct compute *c, struct task *task, struct errmsg *err)
 		return task_merge(c, task, err);
 	case TASK_MERGE_READ:
 		return task_merge_read(c, task, err);
+	case TASK_EVAL:
+	case TASK_GENERATE:
+		break;
 	}
 	return errmsg_set(err, STATUS_INTERNAL, "no such task");
+}
+
+/* One piece of a quick task's work. */
+static int execute_piece(struct compute *c, struct task *task, bool *ret_done, struct errmsg *err)
+{
+	const struct quick_task *q = in_pieces(task);
+	int r = task->work ? q->step(c, task, ret_done, err) : q->begin(c, task, err);
+	if (r != 0 || *ret_done) {
+		q->end(c, task);
+	}
+	return r;
 }
 
 /* A fatal errno of the operation, in words for the job's owner. */
@@ -78,17 +96,25 @@ static void remove_task(struct trainer *t, struct task *task)
 	task_free(task);
 }
 
+/* Works on a task: all of it, or a piece. */
 static void run_task(struct compute *c, struct task *task)
 {
 	struct trainer *t = c->trainer;
 	struct errmsg err = {0};
-	int64_t start = clock_monotonic_ns();
+	bool done = !in_pieces(task);
+	task->turn = ++c->turn;
 	int r = task_interrupted(t, task);
 	if (r != 0) {
-		errmsg_set(&err, r, r == STATUS_CANCELLED ? "cancelled before it began"
-												  : "stopped before it began");
+		bool began = task->work != NULL;
+		if (began) {
+			in_pieces(task)->end(c, task);
+		}
+		errmsg_set(&err, r, "%s%s", r == STATUS_CANCELLED ? "cancelled" : "stopped",
+			began ? "" : " before it began");
+	} else if (t->inspect && (task->kind == TASK_TRAIN || !done)) {
+		r = errmsg_set(&err, STATUS_INTERNAL, "an inspect child has no device for this task");
 	} else {
-		r = execute(c, task, &err);
+		r = done ? execute(c, task, &err) : execute_piece(c, task, &done, &err);
 	}
 	if (r < 0) {
 		r = errno_status(r, &err);
@@ -96,42 +122,48 @@ static void run_task(struct compute *c, struct task *task)
 	if (r != 0) {
 		emit_result(t, task, r, err.text[0] ? err.text : status_name(r), NULL);
 	}
-	log_debug("task %" PRIu64 " (%s): %s in %.3f s", task->id, kind_names[task->kind],
-		status_name(r), (double)(clock_monotonic_ns() - start) * 1e-9);
-	remove_task(t, task);
+	if (r != 0 || done) {
+		log_debug("task %" PRIu64 " (%s): %s", task->id, kind_names[task->kind], status_name(r));
+		remove_task(t, task);
+	}
 }
 
-/* The next task that waits, marked as running; quick ones come before trainings. */
+/* The next task to work on, marked as running; quick ones come before trainings, and of them the one
+ * that has waited longest. */
 static struct task *next_task(struct trainer *t, bool quick_only)
 {
-	struct task *train = NULL;
+	struct task *train = NULL, *quick = NULL;
 	for (struct task *task = t->tasks; task; task = task->next) {
-		if (task->running) {
-			continue;
-		}
 		if (task->kind != TASK_TRAIN) {
-			task->running = true;
-			return task;
+			quick = !quick || task->turn < quick->turn ? task : quick;
+		} else if (!task->running) {
+			train = train ? train : task;
 		}
-		train = train ? train : task;
 	}
-	if (quick_only || !train) {
-		return NULL;
+	struct task *next = quick ? quick : quick_only ? NULL : train;
+	if (next) {
+		next->running = true;
 	}
-	train->running = true;
-	return train;
+	return next;
 }
 
-void compute_run_quick(struct compute *c)
+static struct task *next_quick(struct compute *c)
 {
-	for (;;) {
-		pthread_mutex_lock(&c->trainer->lock);
-		struct task *task = next_task(c->trainer, true);
-		pthread_mutex_unlock(&c->trainer->lock);
-		if (!task) {
-			return;
-		}
+	pthread_mutex_lock(&c->trainer->lock);
+	struct task *task = next_task(c->trainer, true);
+	pthread_mutex_unlock(&c->trainer->lock);
+	return task;
+}
+
+void compute_run_quick(struct compute *c, double seconds)
+{
+	/* What was not used is not saved up: else a training could come to stand for long at once. */
+	c->quick_credit = (c->quick_credit < 0 ? c->quick_credit : 0) + seconds;
+	struct task *task;
+	while (c->quick_credit > 0 && (task = next_quick(c))) {
+		int64_t start = clock_monotonic_ns();
 		run_task(c, task);
+		c->quick_credit -= (double)(clock_monotonic_ns() - start) * 1e-9;
 	}
 }
 
@@ -188,6 +220,9 @@ static bool begin(struct compute *c, struct errmsg *err, int *ret)
 	if (*ret == 0) {
 		*ret = sample_cache_new(&c->samples);
 	}
+	if (*ret == 0) {
+		*ret = adapters_new(&c->adapters, c->models);
+	}
 	if (*ret != 0) {
 		return false;
 	}
@@ -239,6 +274,7 @@ void *compute_main(void *arg)
 		log_error("%s", err.text[0] ? err.text : strerror(r < 0 ? -r : EIO));
 	}
 	sample_cache_free(c.samples);
+	adapters_free(c.adapters);
 	models_free(c.models);
 	backend_free(c.backend);
 

@@ -226,20 +226,57 @@ static int plan_task(const Peftd__V1__PlanTask *pb, struct task *t, struct errms
 	return r == 0 ? job_spec(pb->spec, &t->spec, err) : r;
 }
 
+static int texts(const ProtobufCBinaryData *list, size_t n, const char *what, struct text **ret,
+	size_t *ret_n, struct errmsg *err)
+{
+	*ret = calloc_array(n + 1, sizeof(**ret));
+	if (!*ret) {
+		return -ENOMEM;
+	}
+	int r = 0;
+	for (size_t i = 0; r == 0 && i < n; i++) {
+		*ret_n = i + 1;
+		(*ret)[i].len = list[i].len;
+		r = proto_str(&list[i], what, &(*ret)[i].data, err);
+	}
+	return r;
+}
+
+static int metrics(const Peftd__V1__EvalRequest *q, struct task *t, struct errmsg *err)
+{
+	for (size_t i = 0; i < q->n_metrics; i++) {
+		const ProtobufCBinaryData *m = &q->metrics[i];
+		if (proto_equal(m, "exact_match")) {
+			t->eval.exact_match = true;
+		} else if (proto_equal(m, "last_number")) {
+			t->eval.last_number = true;
+		} else if (proto_equal(m, "rouge")) {
+			t->eval.rouge = true;
+		} else if (!proto_equal(m, "loss")) {
+			return errmsg_set(err, STATUS_INVALID, "metrics: %.*s is none; there are exact_match, "
+				"last_number and rouge, and the loss always", (int)m->len, (const char *)m->data);
+		}
+	}
+	return 0;
+}
+
 static int eval_task(const Peftd__V1__EvalTask *pb, struct task *t, struct errmsg *err)
 {
 	t->kind = TASK_EVAL;
 	const Peftd__V1__EvalRequest *q = pb->request;
 	t->eval.max_length = q->max_length;
 	t->eval.train_on_prompt = q->train_on_prompt;
+	t->eval.shots = q->shots;
+	t->eval.seed = q->seed;
+	t->eval.limit = q->limit;
+	t->eval.max_new_tokens = q->max_new_tokens;
 	int r = dtype(&q->dtype, "dtype", &t->eval.dtype, err);
-	if (r == 0) {
-		r = text(&q->chat_template, "chat_template", &t->eval.chat_template, err);
-	}
-	if (r == 0) {
-		r = dataset(t, pb->dataset, &t->dataset, err);
-	}
-	return r == 0 ? input_index(t, pb->has_adapter, pb->adapter, &t->adapter, err) : r;
+	r = r ? r : metrics(q, t, err);
+	r = r ? r : texts(q->stop, q->n_stop, "stop", &t->stops, &t->n_stops, err);
+	r = r ? r : text(&q->chat_template, "chat_template", &t->eval.chat_template, err);
+	r = r ? r : dataset(t, pb->dataset, &t->dataset, err);
+	r = r ? r : dataset(t, pb->shots_dataset, &t->eval_dataset, err);
+	return r ? r : input_index(t, pb->has_adapter, pb->adapter, &t->adapter, err);
 }
 
 static int generate_task(const Peftd__V1__GenerateTask *pb, struct task *t, struct errmsg *err)
@@ -248,17 +285,17 @@ static int generate_task(const Peftd__V1__GenerateTask *pb, struct task *t, stru
 	const Peftd__V1__GenerateRequest *q = pb->request;
 	t->generate.max_new_tokens = q->max_new_tokens;
 	t->generate.temperature = q->temperature;
+	t->generate.top_k = q->top_k;
+	t->generate.top_p = q->top_p;
+	t->generate.repetition_penalty = q->repetition_penalty;
 	t->generate.chat = q->chat;
 	t->generate.seed = q->seed;
-	t->generate.prompt_len = q->prompt.len;
-	int r = proto_str(&q->prompt, "prompt", &t->generate.prompt, err);
-	if (r == 0) {
-		r = dtype(&q->dtype, "dtype", &t->generate.dtype, err);
-	}
-	if (r == 0) {
-		r = text(&q->chat_template, "chat_template", &t->generate.chat_template, err);
-	}
-	return r == 0 ? input_index(t, pb->has_adapter, pb->adapter, &t->adapter, err) : r;
+	int r = texts(q->prompt, q->n_prompt, "prompt", &t->generate.prompts, &t->generate.n_prompts,
+		err);
+	r = r ? r : texts(q->stop, q->n_stop, "stop", &t->stops, &t->n_stops, err);
+	r = r ? r : dtype(&q->dtype, "dtype", &t->generate.dtype, err);
+	r = r ? r : text(&q->chat_template, "chat_template", &t->generate.chat_template, err);
+	return r ? r : input_index(t, pb->has_adapter, pb->adapter, &t->adapter, err);
 }
 
 static int dataset_inspect_task(const Peftd__V1__DatasetInspectTask *pb, struct task *t,
@@ -483,9 +520,13 @@ void convert_generate(Peftd__V1__GenerateReply *pb, const struct generate_info *
 	}
 	SET(pb, prompt_tokens, (uint32_t)g->prompt_tokens);
 	SET(pb, new_tokens, (uint32_t)g->new_tokens);
-	if (g->finish_reason) {
-		SET_TEXT(pb, finish_reason, g->finish_reason);
+	SET_TEXT(pb, finish_reason, g->finish_reason);
+	if (g->index >= 0) {
+		SET(pb, index, (uint32_t)g->index);
+	} else {
 		SET(pb, seconds, g->seconds);
+		SET(pb, switch_seconds, g->switch_seconds);
+		SET(pb, adapter_was_here, g->adapter_was_here);
 	}
 }
 
@@ -497,6 +538,26 @@ void convert_eval(Peftd__V1__EvalReply *pb, const struct eval_info *e)
 	SET(pb, rows, e->metrics.rows);
 	SET(pb, rows_overlong, e->overlong);
 	SET(pb, seconds, e->metrics.seconds);
+	SET(pb, shots, (uint32_t)e->shots);
+	if (e->answers > 0) {
+		SET(pb, answers, e->answers);
+		SET(pb, new_tokens, e->new_tokens);
+	}
+	const struct {
+		double value;
+		protobuf_c_boolean *has;
+		double *to;
+	} metrics[] = {
+		{e->exact_match, &pb->has_exact_match, &pb->exact_match},
+		{e->last_number, &pb->has_last_number, &pb->last_number},
+		{e->rouge1, &pb->has_rouge1, &pb->rouge1},
+		{e->rouge2, &pb->has_rouge2, &pb->rouge2},
+		{e->rouge_l, &pb->has_rouge_l, &pb->rouge_l},
+	};
+	for (size_t i = 0; i < ARRAY_LEN(metrics); i++) {
+		*metrics[i].has = !isnan(metrics[i].value);
+		*metrics[i].to = *metrics[i].has ? metrics[i].value : 0;
+	}
 }
 
 void convert_merge(Peftd__V1__FetchReply *pb, const struct merge_info *m, Peftd__V1__Blob *blob,

@@ -51,7 +51,7 @@ void sample_cache_free(struct sample_cache *c)
 
 static uint64_t samples_bytes(const struct samples *s)
 {
-	return (uint64_t)s->start[s->n] * 8 + s->n * 17;
+	return (uint64_t)s->start[s->n] * 8 + s->n * (s->source_len ? 25 : 17);
 }
 
 static void shrink(struct sample_cache *c)
@@ -80,9 +80,15 @@ static void key_text(crypto_generichash_state *state, const char *s)
 	crypto_generichash_update(state, (const uint8_t *)text, strlen(text) + 1);
 }
 
-/* All that decides the samples: the rows, the tokenizer, the template and the options. */
+static bool has_encoder(const struct model *model)
+{
+	return model_files_config(model_files_of(model))->is_encoder_decoder;
+}
+
+/* All that decides the samples: the rows, the tokenizer, the template, the kind of model and the
+ * options. */
 static void make_key(uint8_t key[32], const struct input *in, const struct task_dataset *d,
-	const struct tokenizer *tokenizer, const struct chat_template *tmpl,
+	const struct model *model, const struct tokenizer *tokenizer, const struct chat_template *tmpl,
 	const struct dataset_options *o)
 {
 	crypto_generichash_state state;
@@ -98,7 +104,8 @@ static void make_key(uint8_t key[32], const struct input *in, const struct task_
 	crypto_generichash_update(&state, digest, sizeof(digest));
 	key_text(&state, d->prompt_field);
 	key_text(&state, d->completion_field);
-	int64_t options[] = {o->max_length, o->overlong, o->train_on_prompt, o->keep_all};
+	int64_t options[] = {o->max_length, o->overlong, o->train_on_prompt, o->keep_all,
+		has_encoder(model)};
 	crypto_generichash_update(&state, (const uint8_t *)options, sizeof(options));
 	crypto_generichash_final(&state, key, 32);
 }
@@ -130,6 +137,7 @@ static int tokenize(struct compute *c, struct task *task, const struct task_data
 		.train_on_prompt = o->train_on_prompt,
 		.chat_template = tmpl,
 		.keep_all = o->keep_all,
+		.encoder_decoder = has_encoder(model),
 	};
 	const struct input *in = &task->inputs[d->input];
 	_cleanup_(freep) struct rows_file *files = calloc_array(in->n_files + 1, sizeof(*files));
@@ -142,7 +150,7 @@ static int tokenize(struct compute *c, struct task *task, const struct task_data
 	so.files = files;
 	enum row_format format = ROWS_TEXT;
 	r = rows_format((const char *)data, len, &so.rows, &format, err);
-	if (r == 0 && format == ROWS_MESSAGES) {
+	if (r == 0 && format == ROWS_MESSAGES && !has_encoder(model)) {
 		/* Found again for its error, which says what is missing. */
 		r = tmpl ? 0 : model_template(model, o->chat_template, &tmpl, err);
 		e->template_name = tmpl ? chat_template_name(tmpl) : NULL;
@@ -175,7 +183,7 @@ int dataset_samples(struct compute *c, struct task *task, const struct task_data
 	}
 
 	uint8_t key[32];
-	make_key(key, &task->inputs[d->input], d, tokenizer, tmpl, o);
+	make_key(key, &task->inputs[d->input], d, model, tokenizer, tmpl, o);
 	struct entry *e = find(c->samples, key);
 	if (!e) {
 		e = calloc(1, sizeof(*e));

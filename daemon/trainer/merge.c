@@ -54,7 +54,7 @@ static void merge_deinit(struct merge *m)
 
 static int reserve(struct merge *m, uint64_t bytes, struct errmsg *err)
 {
-	int r = models_reserve(m->compute->models, bytes, err);
+	int r = models_take_memory(m->compute->models, bytes, err);
 	m->reserved += r == 0 ? bytes : 0;
 	return r > 0 ? errmsg_prefix(err, r, "merging") : r;
 }

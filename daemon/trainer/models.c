@@ -50,6 +50,8 @@ struct models {
 	struct trainer *trainer;
 	struct model *list;
 	uint64_t memory_total, memory_in_use, turn;
+	bool (*give)(void *arg); /* models_on_shortage(); NULL: nothing else */
+	void *give_arg;
 };
 
 /* Open models that nobody uses and that hold no weights cost little: mapped files, a tokenizer. */
@@ -419,7 +421,8 @@ static int make_room(struct models *m, uint64_t need, const struct resident *kee
 	struct errmsg *err)
 {
 	while (m->memory_in_use + need > m->memory_total) {
-		if (!evict_one(m, keep)) {
+		bool given = m->give && m->give(m->give_arg);
+		if (!given && !evict_one(m, keep)) {
 			return errmsg_set(err, STATUS_WONT_FIT,
 				"needs %.1f MiB more memory, but %.1f of %.1f MiB are in use",
 				(double)need / 1048576, (double)m->memory_in_use / 1048576,
@@ -429,13 +432,19 @@ static int make_room(struct models *m, uint64_t need, const struct resident *kee
 	return 0;
 }
 
-int models_reserve(struct models *m, uint64_t bytes, struct errmsg *err)
+int models_take_memory(struct models *m, uint64_t bytes, struct errmsg *err)
 {
 	int r = make_room(m, bytes, NULL, err);
 	if (r == 0) {
 		models_use_memory(m, (int64_t)bytes);
 	}
 	return r;
+}
+
+void models_on_shortage(struct models *m, bool (*give)(void *arg), void *arg)
+{
+	m->give = give;
+	m->give_arg = arg;
 }
 
 static struct resident *find_resident(struct model *model, enum dtype dtype, bool train)

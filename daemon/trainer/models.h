@@ -41,8 +41,10 @@ int models_acquire(struct models *m, struct model *model, struct backend *b, enu
 	bool train, uint64_t extra, struct base_model **ret, struct errmsg *err);
 void models_release(struct models *m, struct base_model *base);
 
-/* Makes room for `bytes` of other memory and counts them as in use, until models_use_memory()
- * gives them back. STATUS_WONT_FIT. */
-int models_reserve(struct models *m, uint64_t bytes, struct errmsg *err);
 /* Counts memory other than that of models (arenas) as in use. */
 void models_use_memory(struct models *m, int64_t change);
+/* Makes room for it first. STATUS_WONT_FIT; give it back with models_use_memory(). */
+int models_take_memory(struct models *m, uint64_t bytes, struct errmsg *err);
+/* What else can be given back where memory is short, before models: `give` frees some of what was
+ * counted by models_use_memory() and says whether there was any. */
+void models_on_shortage(struct models *m, bool (*give)(void *arg), void *arg);

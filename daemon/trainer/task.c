@@ -29,6 +29,14 @@ static void task_dataset_deinit(struct task_dataset *d)
 	free(d->completion_field);
 }
 
+static void texts_free(struct text *list, size_t n)
+{
+	for (size_t i = 0; list && i < n; i++) {
+		free(list[i].data);
+	}
+	free(list);
+}
+
 void task_free(struct task *t)
 {
 	if (!t) {
@@ -49,7 +57,8 @@ void task_free(struct task *t)
 	task_dataset_deinit(&t->eval_dataset);
 	job_spec_deinit(&t->spec);
 	free(t->eval.chat_template);
-	free(t->generate.prompt);
+	texts_free(t->generate.prompts, t->generate.n_prompts);
+	texts_free(t->stops, t->n_stops);
 	free(t->generate.chat_template);
 	free(t->inspect.chat_template);
 	free(t);
@@ -233,12 +242,11 @@ static bool task_has_file(const struct task *task, int index, const char *name)
 	return false;
 }
 
-int task_adapter(struct trainer *t, struct task *task, int index, struct adapter *ret,
-	struct errmsg *err)
+int task_adapter_files(struct trainer *t, struct task *task, int index, struct adapter_files *ret,
+	size_t *ret_size, struct errmsg *err)
 {
-	const uint8_t *data, *config = NULL, *weights = NULL;
-	size_t len, config_len = 0, weights_len = 0;
-	int r = task_input(t, task, index, &data, &len, err);
+	const uint8_t *data;
+	int r = task_input(t, task, index, &data, ret_size, err);
 	if (r != 0) {
 		return r;
 	}
@@ -247,14 +255,22 @@ int task_adapter(struct trainer *t, struct task *task, int index, struct adapter
 	while (kind < ADAPTER_KINDS - 1 && !task_has_file(task, index, adapter_files(kind).weights)) {
 		kind++;
 	}
-	struct adapter_files names = adapter_files(kind);
-	if (!task_has_file(task, index, names.weights)) {
-		names = adapter_files(ADAPTER_PEFT); /* the usual one is what is missing */
+	*ret = adapter_files(kind);
+	if (!task_has_file(task, index, ret->weights)) {
+		*ret = adapter_files(ADAPTER_PEFT); /* the usual one is what is missing */
 	}
-	r = task_input_file(task, index, names.config, &config, &config_len, err);
-	if (r == 0) {
-		r = task_input_file(task, index, names.weights, &weights, &weights_len, err);
-	}
+	return 0;
+}
+
+int task_adapter(struct trainer *t, struct task *task, int index, struct adapter *ret,
+	struct errmsg *err)
+{
+	const uint8_t *config = NULL, *weights = NULL;
+	size_t len, config_len = 0, weights_len = 0;
+	struct adapter_files names;
+	int r = task_adapter_files(t, task, index, &names, &len, err);
+	r = r ? r : task_input_file(task, index, names.config, &config, &config_len, err);
+	r = r ? r : task_input_file(task, index, names.weights, &weights, &weights_len, err);
 	if (r == 0) {
 		r = adapter_parse(ret, config, config_len, weights, weights_len, err);
 	}

@@ -290,13 +290,14 @@ static int one_step(struct run *run, struct errmsg *err)
 static int run_steps(struct run *run, struct errmsg *err)
 {
 	int64_t max_steps = run->job.config.max_steps;
-	int64_t step;
+	int64_t step, before = clock_monotonic_ns();
 	while ((step = train_session_step(run->session)) < max_steps) {
 		int r = task_interrupted(run->trainer, run->task);
 		if (r != 0) {
 			return interrupt(run, r, step, err);
 		}
-		compute_run_quick(run->compute);
+		compute_run_quick(run->compute, (double)(clock_monotonic_ns() - before) * 1e-9);
+		before = clock_monotonic_ns();
 		r = one_step(run, err);
 		if (r != 0) {
 			return r;

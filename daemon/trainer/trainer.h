@@ -23,6 +23,7 @@
 #include "util/errmsg.h"
 
 struct models;       /* models.h */
+struct adapters;     /* adapters.h */
 struct sample_cache; /* dataset.h */
 
 /* ---- what the core asks ---------------------------------------------------------------------- */
@@ -88,6 +89,11 @@ struct job_spec {
 
 enum { NO_INPUT = -1 };
 
+struct text {
+	char *data; /* owned; followed by a NUL */
+	size_t len;
+};
+
 struct task {
 	struct task *next;
 	uint64_t id;
@@ -123,17 +129,23 @@ struct task {
 		enum dtype dtype;
 		bool train_on_prompt;
 		char *chat_template; /* may be NULL */
-	} eval;
+		uint64_t shots, seed, limit;
+		bool exact_match, last_number, rouge;
+		int64_t max_new_tokens;
+	} eval; /* examples: of eval_dataset, or of the dataset itself */
 
 	struct {
-		char *prompt, *chat_template;
-		size_t prompt_len;
-		int64_t max_new_tokens;
-		double temperature;
+		struct text *prompts;
+		size_t n_prompts;
+		char *chat_template; /* may be NULL */
+		int64_t max_new_tokens, top_k;
+		double temperature, top_p, repetition_penalty;
 		bool chat;
 		uint64_t seed;
 		enum dtype dtype;
 	} generate;
+	struct text *stops; /* EVAL, GENERATE: texts that end an answer */
+	size_t n_stops;
 
 	struct {
 		uint64_t rows;
@@ -145,6 +157,10 @@ struct task {
 	struct {
 		uint64_t job, step, offset;
 	} merge;
+
+	/* The compute thread's: what it has of a task that is worked on in pieces, and when it last was. */
+	void *work;
+	uint64_t turn;
 
 	/* Under the lock. */
 	bool running, cancelled, stop; /* stop: write a checkpoint first */
@@ -194,15 +210,20 @@ struct inspect_summary {
 
 struct eval_info {
 	struct eval_metrics metrics;
-	uint64_t overlong;
+	uint64_t overlong, shots;
+	/* Of the answers that were generated; NaN: not asked for. */
+	uint64_t answers, new_tokens;
+	double exact_match, last_number, rouge1, rouge2, rouge_l;
 };
 
 struct generate_info {
-	const char *text; /* NULL in the result */
+	const char *text; /* NULL: none */
 	size_t text_len;
+	int64_t index; /* of the prompt; -1: of all */
 	uint64_t prompt_tokens, new_tokens;
-	const char *finish_reason;
-	double seconds;
+	const char *finish_reason; /* NULL: it goes on */
+	double seconds, switch_seconds; /* of all */
+	bool adapter_was_here;
 };
 
 /* Files of a merged model, at most: what a client takes. */
@@ -295,6 +316,9 @@ struct compute {
 	uint64_t memory_total;
 	struct models *models;
 	struct sample_cache *samples;
+	struct adapters *adapters;
+	double quick_credit; /* seconds; see compute_run_quick() */
+	uint64_t turn;
 };
 
 /* The compute thread's main function; argument: struct trainer. */
@@ -303,8 +327,14 @@ void *compute_main(void *arg);
 /* Makes the backend if there is none yet. */
 int compute_backend(struct compute *c, unsigned threads, struct errmsg *err);
 
-/* Runs waiting quick tasks; called between the steps of a training. */
-void compute_run_quick(struct compute *c);
+/*
+ * Works on quick tasks; called between the steps of a training, with the seconds that went by since the
+ * last call ended. They get as much time as the training had, and no more: a piece of work (a step of
+ * decoding, a chunk of a prompt, a slice of an evaluation, the loading of a model) is begun only while
+ * there is some left, and what it takes beyond that is paid back by the steps that follow. So a
+ * training takes at most twice its time and one piece, whatever is asked of the trainer beside it.
+ */
+void compute_run_quick(struct compute *c, double seconds);
 
 /* ---- inputs (compute thread) ----------------------------------------------------------------- */
 
@@ -318,6 +348,9 @@ void task_input_drop(struct trainer *t, struct task *task, int index);
 /* The bytes of a file inside a pulled input; STATUS_INVALID when there is none of that name. */
 int task_input_file(const struct task *task, int index, const char *name, const uint8_t **ret_data,
 	size_t *ret_len, struct errmsg *err);
+/* Waits for input `index` and finds the two files of an adapter's folder in it; *ret_size: of all. */
+int task_adapter_files(struct trainer *t, struct task *task, int index, struct adapter_files *ret,
+	size_t *ret_size, struct errmsg *err);
 /* The adapter in input `index`. The caller deinits it. */
 int task_adapter(struct trainer *t, struct task *task, int index, struct adapter *ret,
 	struct errmsg *err);
@@ -361,13 +394,20 @@ int emit_checkpoint(struct trainer *t, const struct task *task, uint64_t step, s
  * with `err` filled, and emitted by the caller. 0: the result was emitted. */
 int task_train(struct compute *c, struct task *task, struct errmsg *err);
 int task_plan(struct compute *c, struct task *task, struct errmsg *err);
-int task_eval(struct compute *c, struct task *task, struct errmsg *err);
-int task_generate(struct compute *c, struct task *task, struct errmsg *err);
 int task_model_inspect(struct compute *c, struct task *task, struct errmsg *err);
 int task_dataset_check(struct compute *c, struct task *task, struct errmsg *err);
 int task_dataset_inspect(struct compute *c, struct task *task, struct errmsg *err);
 int task_merge(struct compute *c, struct task *task, struct errmsg *err);
 int task_merge_read(struct compute *c, struct task *task, struct errmsg *err);
+
+/* A quick task that is worked on in pieces. `begin` sets task->work and may fail half-way; `step` is one
+ * piece, *ret_done when the result was emitted; `end` frees task->work, NULL too. */
+struct quick_task {
+	int (*begin)(struct compute *c, struct task *task, struct errmsg *err);
+	int (*step)(struct compute *c, struct task *task, bool *ret_done, struct errmsg *err);
+	void (*end)(struct compute *c, struct task *task);
+};
+extern const struct quick_task quick_generate, quick_eval;
 
 /* ---- specs (job.c) --------------------------------------------------------------------------- */
 

@@ -1,5 +1,5 @@
 #pragma once
-/* The inside of a generator, for its tests. */
+/* The inside of generation, for its tests. */
 
 #include "engine/engine.h"
 
@@ -12,3 +12,11 @@ int generator_feed(struct generator *g, const int32_t *ids, int64_t n, struct er
 
 /* Logits of the token that comes next, [vocab_size]; valid until the next call on `g`. */
 const float *generator_logits(struct generator *g);
+
+/* Logits, before any processor, from which the last step chose the token of a place: the one of
+ * out[i] is i. [vocab_size]; valid until the next call on `d`. */
+const float *decoder_logits(struct decoder *d, size_t i);
+
+/* As generator_restart() and generator_feed(), in the first lane of a decoder that nobody else uses. */
+void decoder_restart(struct decoder *d);
+int decoder_feed(struct decoder *d, const int32_t *ids, int64_t n, struct errmsg *err);

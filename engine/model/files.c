@@ -1,4 +1,5 @@
-/* What both formats share: mapped files, the table of weights, reading them, digests. */
+/* What both formats share: mapped files, the table of weights, reading them, digests. Opening them is in
+ * open.c. */
 
 #include <errno.h>
 #include <fcntl.h>
@@ -16,9 +17,8 @@
 #include "util/hfcache.h"
 #include "util/util.h"
 
-DEFINE_CLEANUP(struct model_files *, model_files_free);
 
-/* ---- opening ------------------------------------------------------------------------------- */
+/* ---- mapping and reading --------------------------------------------------------------------- */
 
 /* Opens a regular file for reading; a FIFO or a device never blocks us. */
 static int open_regular(const char *path, const char *name, int *ret_fd, struct stat *ret_st,
@@ -123,88 +123,6 @@ int text_file_read(struct buf *ret, const char *path, const char *name, size_t m
 	return 0;
 }
 
-static bool has_suffix(const char *s, const char *suffix)
-{
-	size_t n = strlen(s), k = strlen(suffix);
-	return n >= k && strcmp(s + n - k, suffix) == 0;
-}
-
-static int load_gguf_file(struct model_files *m, struct errmsg *err)
-{
-	m->format = "gguf";
-	m->files = calloc(1, sizeof(*m->files));
-	if (!m->files) {
-		return -ENOMEM;
-	}
-	int r = mapped_file_open(&m->files[0], m->path, m->path, err);
-	if (r != 0) {
-		return r;
-	}
-	m->n_files = 1;
-	r = gguf_load(m, 0, err);
-	return r ? r : model_files_check_weights(m, m->path, err);
-}
-
-/* The path as given where it exists, else the snapshot that it names in the cache. */
-static int resolve(const char *path, char **ret, struct errmsg *err)
-{
-	_cleanup_(freep) char *found = NULL;
-	char *real = realpath(path, NULL);
-	if (!real) {
-		if (errno != ENOENT && errno != ENOTDIR && errno != EACCES && errno != ELOOP &&
-				errno != ENAMETOOLONG) {
-			return -errno;
-		}
-		if (errno == EACCES || errno == ELOOP || errno == ENAMETOOLONG) {
-			return errmsg_set(err, STATUS_INVALID, "%s: %s", path, strerror(errno));
-		}
-		int r = hf_cache_find(&found, path, err);
-		if (r != 0) {
-			return r;
-		}
-		real = realpath(found, NULL);
-		if (!real) {
-			return -errno;
-		}
-	}
-	*ret = real;
-	return 0;
-}
-
-int model_files_open(struct model_files **ret, const char *path, struct errmsg *err)
-{
-	_cleanup_(model_files_freep) struct model_files *m = calloc(1, sizeof(*m));
-	struct stat st;
-
-	if (!m) {
-		return -ENOMEM;
-	}
-	if (path[0] == '\0') {
-		return errmsg_set(err, STATUS_INVALID, "the model's path is empty; give a folder with "
-			"config.json and *.safetensors, a .gguf file, or ORG/NAME");
-	}
-	int r = resolve(path, &m->path, err);
-	if (r != 0) {
-		return r;
-	}
-	if (stat(m->path, &st) < 0) {
-		return -errno;
-	}
-	if (S_ISDIR(st.st_mode)) {
-		m->format = "huggingface";
-		r = folder_load(m, m->path, err);
-		r = r ? r : model_files_check_weights(m, m->path, err);
-	} else if (has_suffix(m->path, ".safetensors") || has_suffix(m->path, ".json")) {
-		r = errmsg_set(err, STATUS_INVALID, "%s: is one file of a model; give its folder", m->path);
-	} else {
-		r = load_gguf_file(m, err);
-	}
-	if (r == 0) {
-		*ret = steal_ptr(m);
-	}
-	return r;
-}
-
 void model_files_free(struct model_files *m)
 {
 	if (!m) {
@@ -243,13 +161,7 @@ void model_files_free(struct model_files *m)
 
 /* ---- weights ------------------------------------------------------------------------------- */
 
-static int compare_weights(const void *pa, const void *pb)
-{
-	const struct weight *a = pa, *b = pb;
-	return strcmp(a->name, b->name);
-}
-
-static struct weight *find_weight(const struct model_files *m, const char *name)
+struct stored_weight *model_files_find(const struct model_files *m, const char *name)
 {
 	size_t lo = 0, hi = m->n_weights;
 	while (lo < hi) {
@@ -267,65 +179,10 @@ static struct weight *find_weight(const struct model_files *m, const char *name)
 	return NULL;
 }
 
-/* Tensors that older files carry and that nothing is computed from. */
-static bool without_effect(const struct model_config *c, const char *name)
-{
-	return has_suffix(name, ".rotary_emb.inv_freq") ||
-		(c->tie_word_embeddings && strcmp(name, "lm_head.weight") == 0);
-}
-
-static void drop_without_effect(struct model_files *m)
-{
-	size_t kept = 0;
-	for (size_t i = 0; i < m->n_weights; i++) {
-		if (without_effect(&m->config, m->weights[i].name)) {
-			free(m->weights[i].name);
-		} else {
-			m->weights[kept++] = m->weights[i];
-		}
-	}
-	m->n_weights = kept;
-}
-
-int model_files_check_weights(struct model_files *m, const char *what, struct errmsg *err)
-{
-	struct tensor_spec spec;
-
-	drop_without_effect(m);
-	qsort(m->weights, m->n_weights, sizeof(*m->weights), compare_weights);
-	for (size_t i = 1; i < m->n_weights; i++) {
-		if (strcmp(m->weights[i - 1].name, m->weights[i].name) == 0) {
-			return errmsg_set(err, STATUS_INVALID, "%s: tensor '%s' comes twice, in %s and %s",
-				what, m->weights[i].name, m->files[m->weights[i - 1].file].name,
-				m->files[m->weights[i].file].name);
-		}
-	}
-	for (int64_t i = 0; model_config_tensor(&m->config, i, &spec); i++) {
-		struct weight *w = find_weight(m, spec.name);
-		if (!w) {
-			return errmsg_set(err, STATUS_INVALID, "%s: tensor '%s' is missing (the configuration "
-				"says %" PRId64 " layers)", what, spec.name, m->config.num_hidden_layers);
-		}
-		if (w->rows != spec.rows || w->cols != spec.cols || w->n_dims != spec.n_dims) {
-			return errmsg_set(err, STATUS_INVALID, "%s: tensor '%s' has the shape [%" PRId64 ", %"
-				PRId64 "]; the configuration makes it [%" PRId64 ", %" PRId64 "]", what, spec.name,
-				w->rows, w->cols, spec.rows, spec.cols);
-		}
-		w->expected = true;
-	}
-	for (size_t i = 0; i < m->n_weights; i++) {
-		if (!m->weights[i].expected) {
-			return errmsg_set(err, STATUS_INVALID, "%s: tensor '%.100s' does not belong to a %s "
-				"model with this configuration", what, m->weights[i].name, m->config.model_type);
-		}
-	}
-	return 0;
-}
-
 bool model_files_shape(const struct model_files *m, const char *name, int64_t *ret_rows,
 	int64_t *ret_cols)
 {
-	const struct weight *w = find_weight(m, name);
+	const struct stored_weight *w = model_files_find(m, name);
 	if (w) {
 		*ret_rows = w->rows;
 		*ret_cols = w->cols;
@@ -361,7 +218,7 @@ static size_t first_not_finite(const float *x, size_t n)
 
 /* llama.cpp's converter takes each head's rows from (2, D/2) order to (D/2, 2), for it rotates
  * neighbours where Hugging Face rotates halves. Row j·D/2 + i here is row 2i + j there. */
-static int64_t stored_row(const struct weight *w, int64_t row)
+static int64_t stored_row(const struct stored_weight *w, int64_t row)
 {
 	if (w->interleaved_heads == 0) {
 		return row;
@@ -372,7 +229,7 @@ static int64_t stored_row(const struct weight *w, int64_t row)
 
 int model_files_read(const struct model_files *m, const char *name, float *out, struct errmsg *err)
 {
-	const struct weight *w = find_weight(m, name);
+	const struct stored_weight *w = model_files_find(m, name);
 	struct stat st;
 
 	if (!w) {
@@ -385,7 +242,18 @@ int model_files_read(const struct model_files *m, const char *name, float *out, 
 	}
 
 	size_t n = (size_t)(w->rows * w->cols);
-	if (w->interleaved_heads == 0) {
+	if (w->transposed) {
+		_cleanup_(freep) float *stored = alloc_array(n, sizeof(*stored));
+		if (!stored) {
+			return -ENOMEM;
+		}
+		weight_read(w->type, w->data, stored, n);
+		for (int64_t i = 0; i < w->rows; i++) {
+			for (int64_t j = 0; j < w->cols; j++) {
+				out[i * w->cols + j] = stored[j * w->rows + i];
+			}
+		}
+	} else if (w->interleaved_heads == 0) {
 		weight_read(w->type, w->data, out, n);
 	} else {
 		size_t row_bytes = w->bytes / (size_t)w->rows;
@@ -393,6 +261,9 @@ int model_files_read(const struct model_files *m, const char *name, float *out, 
 			weight_read(w->type, w->data + (size_t)stored_row(w, r) * row_bytes,
 				out + r * w->cols, (size_t)w->cols);
 		}
+	}
+	for (size_t i = 0; i < n && w->one_plus; i++) {
+		out[i] -= 1;
 	}
 	size_t bad = first_not_finite(out, n);
 	if (bad < n) {

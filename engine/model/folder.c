@@ -154,7 +154,7 @@ static int weight_type_of(const struct st_tensor *t, enum weight_type *ret)
 static int add_weight(struct model_files *m, const struct st_tensor *t, size_t file,
 	struct errmsg *err)
 {
-	struct weight w = {
+	struct stored_weight w = {
 		.n_dims = t->n_dims,
 		.rows = t->n_dims > 0 ? t->dims[0] : 1,
 		.cols = t->n_dims > 1 ? t->dims[1] : 1,
@@ -162,6 +162,9 @@ static int add_weight(struct model_files *m, const struct st_tensor *t, size_t f
 		.bytes = t->bytes,
 		.file = file,
 	};
+	if (model_ignores_tensor(&m->config, t->name)) {
+		return 0;
+	}
 	if (weight_type_of(t, &w.type) != 0) {
 		return errmsg_set(err, STATUS_INVALID, "%s: tensor '%s' has dtype %s; weights are read "
 			"from F32, F16, BF16 or F64", m->files[file].name, t->name, t->dtype_name);
@@ -204,7 +207,7 @@ static int load_shard(struct model_files *m, const char *dir, const char *name,
 	if (r != 0) {
 		return r;
 	}
-	struct weight *weights = realloc_array(m->weights, m->n_weights + st.n_tensors,
+	struct stored_weight *weights = realloc_array(m->weights, m->n_weights + st.n_tensors,
 		sizeof(*weights));
 	if (!weights) {
 		return -ENOMEM;

@@ -1,6 +1,6 @@
 #pragma once
 /* The container format GGUF, versions 2 and 3: typed metadata and a table of tensors. What the keys
- * mean is told in gguf-llama.c. Format: ggml's docs/gguf.md. */
+ * mean is told in gguf-model.c. Format: ggml's docs/gguf.md. */
 
 #include <stdbool.h>
 #include <stddef.h>

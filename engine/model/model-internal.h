@@ -14,18 +14,26 @@ int model_config_parse(struct model_config *ret, const char *json, size_t len, c
 /* Checks that hold between fields, for either format. */
 int model_config_check(const struct model_config *c, const char *what, struct errmsg *err);
 
-/* The architectures that there are, for errors: "llama". */
-const char *model_architectures(void);
+/* The architectures that there are, for errors: "llama, mistral, …". */
+struct architectures {
+	char s[256];
+};
+struct architectures model_architectures(void);
+struct architectures gguf_architectures(void);
 
-/* A weight that the architecture needs: Hugging Face's name and shape; a vector has cols 1. */
+/* A tensor that a model has in its files: Hugging Face's name and shape; a vector has cols 1. */
 struct tensor_spec {
-	char name[96];
+	char name[160];
 	int n_dims;
 	int64_t rows, cols;
 };
 
-/* The i-th of them, from 0, in the model's order; false past the end. */
-bool model_config_tensor(const struct model_config *c, int64_t i, struct tensor_spec *ret);
+/* All that a configuration asks for, in the model's order; the caller frees. It is what the slots of
+ * the model's graph need. -ENOMEM. */
+int model_tensors(struct tensor_spec **ret, size_t *ret_n, const struct model_config *c);
+
+/* A tensor in files of this model that nothing is computed from: masks, rotary buffers. */
+bool model_ignores_tensor(const struct model_config *c, const char *name);
 
 /* Finds the parameters of the "llama3" scaling that a converter turned into a list of n =
  * head_dim/2 divisors of the rotary frequencies, and puts them into `c`. False when no parameters
@@ -34,7 +42,7 @@ bool model_config_llama3_from_factors(struct model_config *c, const float *facto
 
 /* ---- files --------------------------------------------------------------------------------- */
 
-struct weight {
+struct stored_weight {
 	char *name; /* Hugging Face's; owned */
 	enum weight_type type;
 	int64_t rows, cols; /* as in Hugging Face: (out, in); a vector has cols 1 */
@@ -45,6 +53,8 @@ struct weight {
 	/* > 0: llama.cpp stored the rows so that the two halves of each head are interleaved, and there
 	 * are this many heads. */
 	int64_t interleaved_heads;
+	bool transposed; /* stored as [cols, rows] */
+	bool one_plus;   /* stored with 1 added */
 	bool expected; /* by the configuration */
 };
 
@@ -71,7 +81,7 @@ struct model_files {
 	const char *format;
 	struct model_config config;
 
-	struct weight *weights; /* sorted by name */
+	struct stored_weight *weights; /* sorted by name */
 	size_t n_weights;
 
 	struct mapped_file *files;
@@ -88,6 +98,9 @@ struct model_files {
 	model_change *change;
 	const void *change_ctx;
 };
+
+/* A tensor by Hugging Face's name, once the weights are sorted; NULL: there is none. */
+struct stored_weight *model_files_find(const struct model_files *m, const char *name);
 
 /* Opens a regular file and maps it. `path` is opened as it is; `name` is for errors.
  * STATUS_NOT_FOUND, STATUS_INVALID, -errno. */

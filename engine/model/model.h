@@ -16,6 +16,18 @@ enum rope_scaling {
 	ROPE_SCALING_NONE,
 	ROPE_SCALING_LINEAR,
 	ROPE_SCALING_LLAMA3,
+	ROPE_SCALING_DYNAMIC,
+	ROPE_SCALING_YARN,
+	ROPE_SCALING_LONGROPE,
+};
+
+enum { ROPE_MAX_FREQUENCIES = 128 }; /* half of the longest head_dim */
+enum { MODEL_MAX_LAYERS = 1024 };
+
+/* What sets a layer apart; a set of them for each. */
+enum layer_flags {
+	LAYER_SLIDES = 1,  /* attends to the last `sliding_window` positions alone */
+	LAYER_NO_ROPE = 2, /* does not rotate queries and keys */
 };
 
 /* config.json, or the metadata of a GGUF in the same words. */
@@ -29,8 +41,33 @@ struct model_config {
 	struct {
 		double factor, low_freq_factor, high_freq_factor;
 		int64_t original_max_position_embeddings;
+		double beta_fast, beta_slow;      /* yarn */
+		double mscale, mscale_all_dim;    /* yarn; 0: not given */
+		double attention_factor;          /* yarn, longrope: of cosines and sines; 0: not given */
+		bool no_truncate;                 /* yarn */
+		float short_factor[ROPE_MAX_FREQUENCIES]; /* longrope */
 	} rope;
-	bool tie_word_embeddings, attention_bias, mlp_bias;
+	int64_t rotary_dim;               /* 0: head_dim */
+	double rope_local_theta;          /* of local layers, unscaled; 0: none */
+	double final_logit_softcapping;   /* 0: none */
+	double embedding_scale;           /* of the embeddings' rows; 0: none */
+	double attention_scale;           /* of scores; 0: 1/sqrt(head_dim) */
+	bool attention_scale_by_layer;    /* divided by 1 + the layer's number, too */
+	double attn_logit_softcapping;    /* 0: none */
+	int64_t sliding_window;           /* 0: no layer has one */
+	int64_t max_sequence;             /* beyond it the reference computes something else; 0: no end */
+	uint8_t layer_flags[MODEL_MAX_LAYERS];
+	int hidden_act;                   /* enum activation */
+	bool fan_in_fan_out;              /* linear layers are stored as [in, out]: Conv1D */
+	bool parallel_residual;           /* attention and MLP read the same stream */
+	bool tie_word_embeddings;
+	bool attention_bias;              /* of queries, keys and values */
+	bool attention_out_bias, mlp_bias;
+	/* Encoder-decoders; num_hidden_layers are the encoder's. */
+	bool is_encoder_decoder, gated_mlp, scale_decoder_outputs;
+	int64_t num_decoder_layers;
+	int64_t relative_attention_num_buckets, relative_attention_max_distance;
+	int32_t decoder_start_token_id;
 	int32_t bos_token_id, eos_token_id, pad_token_id; /* -1 where there is none */
 };
 

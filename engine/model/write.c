@@ -11,10 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "util/json.h"
 #include "engine/model/model-internal.h"
 #include "engine/model/safetensors.h"
 #include "util/cleanup.h"
+#include "util/json.h"
 #include "util/util.h"
 
 DEFINE_CLEANUP(struct model_folder *, model_folder_free);
@@ -22,12 +22,14 @@ DEFINE_CLEANUP(struct model_folder *, model_folder_free);
 struct folder_file {
 	char name[64];
 	struct buf text;
-	int64_t first, end; /* tensors behind the text, by model_config_tensor() */
+	int64_t first, end; /* tensors behind the text */
 	uint64_t size;
 };
 
 struct model_folder {
 	const struct model_files *files; /* borrowed */
+	struct tensor_spec *tensors;     /* all of the model's */
+	size_t n_tensors;
 	struct folder_file *list;
 	size_t n;
 };
@@ -38,6 +40,7 @@ void model_folder_free(struct model_folder *f)
 		buf_deinit(&f->list[i].text);
 	}
 	if (f) {
+		free(f->tensors);
 		free(f->list);
 		free(f);
 	}
@@ -149,6 +152,10 @@ static int add_config(struct model_folder *f, struct errmsg *err)
 		if (r != 0) {
 			return r;
 		}
+	} else if (strcmp(m->config.model_type, "llama") != 0) {
+		return errmsg_set(err, STATUS_INVALID, "%s: the configuration of a GGUF's %s cannot be written "
+			"as config.json yet; use the model's Hugging Face folder as base", m->path,
+			m->config.model_type);
 	} else {
 		o = config_from_gguf(&m->config);
 	}
@@ -183,18 +190,17 @@ static int add_weights(struct model_folder *f, const char *name, int64_t first, 
 	static const char *const metadata[] = {"format", "pt"};
 	size_t n = (size_t)(end - first);
 	_cleanup_(freep) struct st_out *out = calloc_array(n, sizeof(*out));
-	_cleanup_(freep) struct tensor_spec *specs = calloc_array(n, sizeof(*specs));
-	struct folder_file *file = out && specs ? insert_file(f, f->n, name) : NULL;
+	struct folder_file *file = out ? insert_file(f, f->n, name) : NULL;
 	if (!file) {
 		return -ENOMEM;
 	}
 	file->first = first;
 	file->end = end;
 	for (size_t i = 0; i < n; i++) {
-		model_config_tensor(&f->files->config, first + (int64_t)i, &specs[i]);
-		out[i] = (struct st_out){.name = specs[i].name, .dtype = ST_F32, .n_dims = specs[i].n_dims,
-			.dims = {specs[i].rows, specs[i].cols}};
-		file->size += tensor_bytes(&specs[i]);
+		const struct tensor_spec *t = &f->tensors[first + (int64_t)i];
+		out[i] = (struct st_out){.name = t->name, .dtype = ST_F32, .n_dims = t->n_dims,
+			.dims = {t->rows, t->cols}};
+		file->size += tensor_bytes(t);
 	}
 	int r = safetensors_write_header(&file->text, out, n, metadata, 1);
 	file->size += file->text.len;
@@ -206,12 +212,11 @@ static int add_weights(struct model_folder *f, const char *name, int64_t first, 
 static int64_t shard_end(const struct model_folder *f, int64_t first, uint64_t shard_bytes,
 	uint64_t *ret_bytes)
 {
-	struct tensor_spec spec;
 	int64_t i = first;
 	*ret_bytes = 0;
-	while (model_config_tensor(&f->files->config, i, &spec) &&
-		(i == first || *ret_bytes + tensor_bytes(&spec) <= shard_bytes)) {
-		*ret_bytes += tensor_bytes(&spec);
+	while (i < (int64_t)f->n_tensors &&
+		(i == first || *ret_bytes + tensor_bytes(&f->tensors[i]) <= shard_bytes)) {
+		*ret_bytes += tensor_bytes(&f->tensors[i]);
 		i++;
 	}
 	return i;
@@ -230,9 +235,7 @@ static int add_shards(struct model_folder *f, uint64_t shard_bytes, unsigned n)
 		total += bytes;
 		snprintf(name, sizeof(name), "model-%05u-of-%05u.safetensors", k, n);
 		for (int64_t i = first; i < end && r == 0; i++) {
-			struct tensor_spec spec;
-			model_config_tensor(&f->files->config, i, &spec);
-			r = json_object_set_new(map, spec.name, json_string(name)) ? -ENOMEM : 0;
+			r = json_object_set_new(map, f->tensors[i].name, json_string(name)) ? -ENOMEM : 0;
 		}
 		r = r ? r : add_weights(f, name, first, end);
 		first = end;
@@ -250,19 +253,22 @@ int model_folder_new(struct model_folder **ret, const struct model_files *files,
 	uint64_t shard_bytes, struct errmsg *err)
 {
 	_cleanup_(model_folder_freep) struct model_folder *f = calloc(1, sizeof(*f));
-	struct tensor_spec spec;
 	uint64_t bytes;
 	unsigned n = 0;
 	if (!f) {
 		return -ENOMEM;
 	}
 	f->files = files;
+	int r = model_tensors(&f->tensors, &f->n_tensors, &files->config);
+	if (r != 0) {
+		return r;
+	}
 	int64_t end = 0;
-	while (model_config_tensor(&files->config, end, &spec)) {
+	while (end < (int64_t)f->n_tensors) {
 		end = shard_end(f, end, shard_bytes, &bytes);
 		n++;
 	}
-	int r = add_config(f, err);
+	r = add_config(f, err);
 	r = r ? r : add_generation_config(f);
 	r = r ? r : n > 1 ? add_shards(f, shard_bytes, n) : add_weights(f, "model.safetensors", 0, end);
 	if (r == 0) {
@@ -301,19 +307,17 @@ static int hand_on(const void *data, size_t len, uint64_t *skip, take_bytes *tak
 static int read_tensor(const struct model_folder *f, int64_t i, uint64_t *skip, take_bytes *take,
 	void *ctx, struct errmsg *err)
 {
-	struct tensor_spec spec;
-	model_config_tensor(&f->files->config, i, &spec);
-	if (tensor_bytes(&spec) <= *skip) {
-		*skip -= tensor_bytes(&spec);
+	const struct tensor_spec *t = &f->tensors[i];
+	if (tensor_bytes(t) <= *skip) {
+		*skip -= tensor_bytes(t);
 		return 0;
 	}
-	_cleanup_(freep) float *values = alloc_array((size_t)spec.rows,
-		(size_t)spec.cols * sizeof(*values));
+	_cleanup_(freep) float *values = alloc_array((size_t)t->rows, (size_t)t->cols * sizeof(*values));
 	if (!values) {
 		return -ENOMEM;
 	}
-	int r = model_files_read(f->files, spec.name, values, err);
-	return r ? r : hand_on(values, (size_t)tensor_bytes(&spec), skip, take, ctx);
+	int r = model_files_read(f->files, t->name, values, err);
+	return r ? r : hand_on(values, (size_t)tensor_bytes(t), skip, take, ctx);
 }
 
 int model_folder_read(const struct model_folder *f, uint64_t offset,

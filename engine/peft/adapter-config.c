@@ -267,7 +267,8 @@ static int refuse_type(const char *peft_type, struct errmsg *err)
 		peft_type ? "\"" : "", peft_type ? peft_type : "missing", peft_type ? "\"" : "", types);
 }
 
-static int find_peft(const struct peft_method **ret, const json_t *o, struct errmsg *err)
+static int find_peft(const struct peft_method **ret, const json_t *o, enum task_type *ret_task,
+	struct errmsg *err)
 {
 	const char *peft_type = NULL, *task_type = NULL;
 	int r = json_get_string(o, "peft_type", &peft_type, WHAT, err);
@@ -279,9 +280,11 @@ static int find_peft(const struct peft_method **ret, const json_t *o, struct err
 	if (!*ret) {
 		return refuse_type(peft_type, err);
 	}
-	if (task_type && strcmp(task_type, "CAUSAL_LM") != 0) {
+	*ret_task = !task_type ? TASK_UNKNOWN
+		: strcmp(task_type, "CAUSAL_LM") == 0 ? TASK_CAUSAL_LM : TASK_SEQ_2_SEQ_LM;
+	if (*ret_task == TASK_SEQ_2_SEQ_LM && strcmp(task_type, "SEQ_2_SEQ_LM") != 0) {
 		return errmsg_set(err, STATUS_INVALID, WHAT ": 'task_type' is \"%.40s\"; only "
-			"\"CAUSAL_LM\" is supported", task_type);
+			"\"CAUSAL_LM\" and \"SEQ_2_SEQ_LM\" are supported", task_type);
 	}
 	return 0;
 }
@@ -356,7 +359,7 @@ int adapter_config_parse(struct method_config *ret, enum adapter_kind *ret_kind,
 	}
 	enum adapter_kind kind = kind_of_object(o);
 	r = kind == ADAPTER_DELTA ? find_delta(&method, o, err) :
-		kind == ADAPTER_HUB ? find_hub(&method, err) : find_peft(&method, o, err);
+		kind == ADAPTER_HUB ? find_hub(&method, err) : find_peft(&method, o, &c.task_type, err);
 	r = r ? r : json_get_string(o, "base_model_name_or_path", &base, WHAT, err);
 	if (r != 0) {
 		return r;
@@ -383,7 +386,7 @@ static json_t *string_or_null(const char *s)
 
 /* The fields that all of a kind have. */
 static int set_common(json_t *o, const struct peft_method *method, const char *base,
-	enum adapter_kind kind)
+	enum adapter_kind kind, bool encoder_decoder)
 {
 	int r = 0;
 	switch (kind) {
@@ -392,7 +395,8 @@ static int set_common(json_t *o, const struct peft_method *method, const char *b
 		r |= json_object_set_new(o, "inference_mode", json_true());
 		r |= json_object_set_new(o, "peft_type", json_string(method->peft_type));
 		r |= json_object_set_new(o, "revision", json_null());
-		r |= json_object_set_new(o, "task_type", json_string("CAUSAL_LM"));
+		r |= json_object_set_new(o, "task_type",
+			json_string(encoder_decoder ? "SEQ_2_SEQ_LM" : "CAUSAL_LM"));
 		break;
 	case ADAPTER_DELTA:
 		r |= json_object_set_new(o, "base_model_name_or_path", string_or_null(base));
@@ -417,7 +421,7 @@ int adapter_config_write(struct buf *out, const struct method_config *m,
 	int r = method_config_check(m, err);
 	if (r == 0) {
 		base = m->base_model_name_or_path ? m->base_model_name_or_path : base;
-		r = set_common(o, method, base, peft_kind(method, m));
+		r = set_common(o, method, base, peft_kind(method, m), c && c->is_encoder_decoder);
 	}
 	r = r ? r : method->config_write(o, m, c);
 	return r ? r : append_value(out, o, 0);

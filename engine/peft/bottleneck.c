@@ -25,6 +25,7 @@
 enum { DOWN_W, DOWN_B, UP_W, UP_B, N_PARAMS };
 
 struct place {
+	char module[MODULE_NAME_MAX]; /* "": by layer and kind */
 	int64_t layer;
 	enum sublayer which;
 	int param[N_PARAMS];
@@ -77,7 +78,7 @@ static int bottleneck_start(struct peft *p, const struct graph *g, struct errmsg
 		return errmsg_set(err, STATUS_INVALID, "bottleneck.reduction_factor: %g makes adapters of "
 			"more than %d units", p->config.bottleneck.reduction_factor, 1 << 20);
 	}
-	b->cap_places = 2 * (size_t)g->config.num_hidden_layers;
+	b->cap_places = 2 * (size_t)(g->config.num_hidden_layers + g->config.num_decoder_layers);
 	b->places = calloc_array(b->cap_places, sizeof(*b->places));
 	return b->places ? 0 : -ENOMEM;
 }
@@ -102,9 +103,10 @@ static int bottleneck_sublayer(struct peft *p, struct graph *g, const struct sub
 	}
 	int64_t d = g->tensors[site->output].cols, inner = inner_size(c, d);
 	struct place *at = &b->places[b->n_places++];
-	*at = (struct place){site->layer, site->which,
-		{graph_param(g, inner, d), graph_param(g, 1, inner), graph_param(g, d, inner),
+	*at = (struct place){.layer = site->layer, .which = site->which,
+		.param = {graph_param(g, inner, d), graph_param(g, 1, inner), graph_param(g, d, inner),
 			graph_param(g, 1, d)}};
+	snprintf(at->module, sizeof(at->module), "%s", site->module ? site->module : "");
 	int z = site->output;
 	if (c->is_parallel) {
 		z = site->residual;
@@ -157,7 +159,12 @@ static void tensor_of(const struct peft *p, const struct graph *g, size_t i, con
 	bool bias = which == DOWN_B || which == UP_B;
 	*ret = (struct peft_tensor){.n_dims = bias ? 1 : 2, .offset = param->offset,
 		.dims = {bias ? param->cols : param->rows, bias ? 0 : param->cols}};
-	snprintf(ret->name, sizeof(ret->name), "model.layers.%lld.%s.adapters.%s.%s",
+	if (at->module[0]) {
+		snprintf(ret->name, sizeof(ret->name), "%s.adapters.%s.%s", at->module, adapter,
+			names[which]);
+		return;
+	}
+	snprintf(ret->name, sizeof(ret->name), "%s.%lld.%s.adapters.%s.%s", model_blocks(&g->config),
 		(long long)at->layer,
 		at->which == SUBLAYER_ATTENTION ? "attention_adapters" : "output_adapters", adapter,
 		names[which]);
@@ -326,6 +333,24 @@ static json_t *bn_config(const struct bottleneck_config *c)
 		"use_gating", 0);
 }
 
+/* transformers' class, by which AdapterHub tells adapters of one model from another's. */
+static const char *model_class(const char *model_type)
+{
+	static const char *const classes[][2] = {
+		{"llama", "LlamaForCausalLM"},
+		{"mistral", "MistralForCausalLM"},
+		{"gpt2", "GPT2LMHeadModel"},
+		{"t5", "T5ForConditionalGeneration"},
+		{"mt5", "MT5ForConditionalGeneration"},
+	};
+	for (size_t i = 0; i < ARRAY_LEN(classes); i++) {
+		if (strcmp(classes[i][0], model_type) == 0) {
+			return classes[i][1];
+		}
+	}
+	return classes[0][1];
+}
+
 static int bottleneck_config_write(json_t *o, const struct method_config *m,
 	const struct model_config *c)
 {
@@ -333,7 +358,7 @@ static int bottleneck_config_write(json_t *o, const struct method_config *m,
 		json_null();
 	bool failed = json_object_set_new(o, "config", bn_config(&m->bottleneck)) ||
 		json_object_set_new(o, "hidden_size", json_integer(c->hidden_size)) ||
-		json_object_set_new(o, "model_class", json_string("LlamaForCausalLM")) ||
+		json_object_set_new(o, "model_class", json_string(model_class(c->model_type))) ||
 		json_object_set_new(o, "model_name", base) ||
 		json_object_set_new(o, "model_type", json_string(c->model_type)) ||
 		json_object_set_new(o, "name", json_string(ADAPTER_NAME)) ||
@@ -348,7 +373,7 @@ static int bottleneck_check_tensors(const struct adapter *a, struct errmsg *err)
 		const char *key = a->tensors.tensors[i].name;
 		if (!split_key(key, i ? name : first, sizeof(name))) {
 			return errmsg_set(err, STATUS_INVALID, "adapter.safetensors: tensor '%.200s' is left "
-				"over; keys are model.layers.I.{attention,output}_adapters.adapters.NAME.…", key);
+				"over; keys are BLOCKS.I.{attention,output}_adapters.adapters.NAME.…", key);
 		}
 		if (i > 0 && strcmp(first, name) != 0) {
 			return errmsg_set(err, STATUS_INVALID, "adapter.safetensors: there are two adapters, "

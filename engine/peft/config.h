@@ -129,12 +129,20 @@ struct bottleneck_config {
 	bool mam_adapter_init; /* init_weights: "mam_adapter" rather than "bert" */
 };
 
+/* PEFT's, of an adapter's folder. */
+enum task_type {
+	TASK_UNKNOWN,
+	TASK_CAUSAL_LM,
+	TASK_SEQ_2_SEQ_LM,
+};
+
 struct method_config {
 	/* "full", "last_k", "bitfit", "ln_tuning", "select", "lora", "bottleneck", "prompt_tuning",
 	 * "p_tuning", "prefix_tuning", "ia3"; the struct of that name counts, the others are zero.
 	 * Borrowed; a static string where the engine made it. */
 	const char *method;
 	char *base_model_name_or_path; /* for the export; NULL: the base's path */
+	enum task_type task_type;      /* of a folder that was read */
 	struct lora_config lora;
 	struct last_k_config last_k;
 	struct bitfit_config bitfit;

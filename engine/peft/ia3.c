@@ -95,20 +95,53 @@ static int ia3_check(const struct method_config *m, struct errmsg *err)
 	return 0;
 }
 
-/* PEFT's defaults for Llama (utils/constants.py). A list of feed-forward modules that was left out
- * becomes those of the targets that the default selects, so that what is exported is a subset. */
+/* PEFT's defaults (utils/constants.py): targets, and which of them is the feed-forward module. */
+struct family {
+	const char *model_type;
+	const char *targets[4];
+	const char *feedforward; /* NULL: none */
+};
+
+static const struct family *family_of(const char *model_type)
+{
+	static const struct family families[] = {
+		{"llama", {"k_proj", "v_proj", "down_proj"}, "down_proj"}, /* and those not named here */
+		{"t5", {"k", "v", "wo"}, "wo"},
+		{"mt5", {"k", "v", "wi_1"}, NULL},
+		{"gpt2", {"c_attn", "mlp.c_proj"}, "mlp.c_proj"},
+		{"gpt_neox", {"query_key_value", "dense_4h_to_h"}, "dense_4h_to_h"},
+		{"gemma", {"q_proj", "v_proj", "down_proj"}, "down_proj"},
+		{"gemma2", {"q_proj", "v_proj", "down_proj"}, "down_proj"},
+		{"gemma3_text", {"q_proj", "v_proj", "down_proj"}, "down_proj"},
+		{"qwen2", {"q_proj", "v_proj", "down_proj"}, "down_proj"},
+		{"qwen3", {"q_proj", "v_proj", "down_proj"}, "down_proj"},
+	};
+	for (size_t i = 0; i < ARRAY_LEN(families); i++) {
+		if (strcmp(families[i].model_type, model_type) == 0) {
+			return &families[i];
+		}
+	}
+	return &families[0];
+}
+
+/* A list of feed-forward modules that was left out becomes those of the targets that the default selects,
+ * so that what is exported is a subset. */
 static int resolve(struct ia3_config *c, const struct graph *g)
 {
-	static const char *const targets[] = {"k_proj", "v_proj", "down_proj"};
-	static const char feedforward[] = "down_proj";
+	const struct family *family = family_of(g->config.model_type);
+	const char *feedforward = family->feedforward;
 	bool given = c->target_modules.n > 0;
 	int r = 0;
-	for (size_t i = 0; i < ARRAY_LEN(targets) && r == 0 && !given; i++) {
-		r = modules_add(&c->target_modules, targets[i]);
+	for (size_t i = 0; r == 0 && !given && family->targets[i]; i++) {
+		r = modules_add(&c->target_modules, family->targets[i]);
 	}
 	r = r ? r : peft_resolve_all_linear(&c->target_modules, g);
 	if (r != 0 || c->feedforward_modules.n > 0 || c->no_feedforward) {
 		return r;
+	}
+	if (!feedforward) {
+		c->no_feedforward = true;
+		return 0;
 	}
 	if (c->target_modules.is_regex) {
 		return modules_add(&c->feedforward_modules, feedforward);
@@ -296,19 +329,13 @@ static int ia3_config_read(struct method_config *ret, const json_t *o, struct er
 	if (r == 0 && !c->no_feedforward) {
 		r = json_read_modules(&c->feedforward_modules, o, "feedforward_modules", true, err);
 	}
-	if (r != 0) {
-		return r;
-	}
-	if (json_is_true(json_object_get(o, "fan_in_fan_out"))) {
-		return errmsg_set(err, STATUS_INVALID, "adapter_config.json: fan_in_fan_out is true; the "
-			"linear layers here are stored (out, in)");
-	}
-	return 0;
+	/* fan_in_fan_out tells how the base is stored, which it knows itself. */
+	return r;
 }
 
 static int ia3_config_write(json_t *o, const struct method_config *m, const struct model_config *c)
 {
-	int r = json_object_set_new(o, "fan_in_fan_out", json_false()) ||
+	int r = json_object_set_new(o, "fan_in_fan_out", json_boolean(c && c->fan_in_fan_out)) ||
 		json_object_set_new(o, "init_ia3_weights", json_boolean(!m->ia3.random_init)) ||
 		json_object_set_new(o, "modules_to_save", json_null()) ? -ENOMEM : 0;
 	r = r ? r : json_write_modules(o, "target_modules", &m->ia3.target_modules);
@@ -344,6 +371,12 @@ static int ia3_check_tensors(const struct adapter *a, struct errmsg *err)
 		}
 	}
 	return 0;
+}
+
+static const char *ia3_unmergeable(const struct method_config *m, const struct model_config *c)
+{
+	return c->fan_in_fan_out ?
+		"this model keeps its matrices transposed (Conv1D), which merging does not do yet" : NULL;
 }
 
 /* Factors of the output scale the rows of W and the bias, those of the input its columns. */
@@ -386,6 +419,7 @@ const struct peft_method peft_ia3 = {
 	.n_tensors = ia3_n_tensors,
 	.tensor = ia3_tensor,
 	.load = ia3_load,
+	.unmergeable = ia3_unmergeable,
 	.merge = ia3_merge,
 	.describe = ia3_describe,
 };

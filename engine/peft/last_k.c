@@ -9,23 +9,24 @@
 
 #define DELTA_CONFIG "delta_config.json"
 
-/* The number after "layers.", or -1. */
-static int64_t block_of(const char *module)
+/* The number of the block that a module belongs to, or -1. */
+static int64_t block_of(const struct model_config *c, const char *module)
 {
-	const char *at = strstr(module, ".layers.");
-	return at ? strtol(at + strlen(".layers."), NULL, 10) : -1;
+	const char *blocks = model_blocks(c);
+	size_t n = strlen(blocks);
+	return strncmp(module, blocks, n) == 0 && module[n] == '.' ? strtol(module + n + 1, NULL, 10) : -1;
 }
 
 static void last_k_weight(struct peft *p, struct graph *g, int slot)
 {
 	const struct last_k_config *c = &p->config.last_k;
 	const struct weight *w = &g->weights[slot];
-	int64_t block = block_of(w->parts[0].module);
+	int64_t block = block_of(&g->config, w->parts[0].module);
 	bool tied = g->config.tie_word_embeddings;
 	bool train = block >= g->config.num_hidden_layers - c->k;
 	if (block < 0) {
 		train = (w->kind == WEIGHT_VECTOR && c->final_norm) || (w->head && c->head) ||
-			(w->kind == WEIGHT_TABLE && c->head && tied);
+			(w->tokens && c->head && tied);
 	}
 	if (train) {
 		peft_train_slot(g, slot);
@@ -47,6 +48,10 @@ static int last_k_check(const struct method_config *m, struct errmsg *err)
 
 static int last_k_start(struct peft *p, const struct graph *g, struct errmsg *err)
 {
+	if (g->source) {
+		return errmsg_set(err, STATUS_INVALID, "last_k: this model has an encoder and a decoder, so "
+			"that it does not say which blocks are the last; name parameters with select");
+	}
 	if (p->config.last_k.k > g->config.num_hidden_layers) {
 		return errmsg_set(err, STATUS_INVALID, "last_k.k: %lld; this model has %lld blocks",
 			(long long)p->config.last_k.k, (long long)g->config.num_hidden_layers);

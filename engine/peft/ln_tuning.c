@@ -1,5 +1,5 @@
-/* LayerNorm tuning: the scales of norms (Zhao et al. 2023; PEFT's tuners/ln_tuning). PEFT keeps whole
- * norms under the key P.ln_tuning_layers.weight. */
+/* LayerNorm tuning: the scales of norms, and the biases of those that have them (Zhao et al. 2023; PEFT's
+ * tuners/ln_tuning). PEFT keeps whole norms under the keys P.ln_tuning_layers.weight and .bias. */
 #include <stdio.h>
 #include <string.h>
 
@@ -12,6 +12,9 @@ static void ln_weight(struct peft *p, struct graph *g, int slot)
 	const struct weight *w = &g->weights[slot];
 	if (peft_is_norm(w) && modules_match(&p->config.ln_tuning.target_modules, w->parts[0].module)) {
 		graph_train_weight(g, slot, 0);
+		if (g->weights[slot].bias) {
+			graph_train_bias(g, slot, 0);
+		}
 	}
 }
 
@@ -34,8 +37,9 @@ static void ln_tensor(const struct peft *p, const struct graph *g, size_t i,
 	struct peft_tensor t;
 	peft_base_tensor(g, i, &t);
 	*ret = t;
-	snprintf(ret->name, sizeof(ret->name), KEY_PREFIX "%.*s.ln_tuning_layers.weight",
-		(int)(strlen(t.name) - strlen(".weight")), t.name);
+	const char *suffix = strrchr(t.name, '.'); /* .weight or .bias */
+	snprintf(ret->name, sizeof(ret->name), KEY_PREFIX "%.*s.ln_tuning_layers%s",
+		(int)(suffix - t.name), t.name, suffix);
 }
 
 static int ln_config_read(struct method_config *ret, const json_t *o, struct errmsg *err)

@@ -428,7 +428,7 @@ int lora_config_write(json_t *o, const struct method_config *m, const struct mod
 	double alpha = c->use_rslora ? sqrt(rank) : rank;
 	int r = 0;
 	r |= json_object_set_new(o, "bias", json_string(bias[c->bias]));
-	r |= json_object_set_new(o, "fan_in_fan_out", json_false());
+	r |= json_object_set_new(o, "fan_in_fan_out", json_boolean(model && model->fan_in_fan_out));
 	r |= json_object_set_new(o, "init_lora_weights", json_true());
 	r |= json_object_set_new(o, "lora_alpha", number(alpha * c->lora_alpha, true));
 	r |= json_object_set_new(o, "lora_dropout", json_real(c->lora_dropout));

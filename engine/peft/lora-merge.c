@@ -16,6 +16,9 @@
 const char *lora_unmergeable(const struct method_config *m, const struct model_config *c)
 {
 	static const char *const ends[] = {"model.embed_tokens", "lm_head"};
+	if (c->fan_in_fan_out) {
+		return "this model keeps its matrices transposed (Conv1D), which merging does not do yet";
+	}
 	for (size_t i = 0; i < ARRAY_LEN(ends); i++) {
 		bool changed = lora_targets(&m->lora, ends[i]) || lora_saves(&m->lora, ends[i]);
 		if (changed && c->tie_word_embeddings) {

@@ -624,8 +624,18 @@ static int check_combinations(const struct lora_config *c, const struct graph *g
 		return errmsg_set(err, STATUS_INVALID, "lora.lora_dropout: with %s it is not there yet; set "
 			"it to 0", c->use_dora ? "DoRA" : "PiSSA and OLoRA");
 	}
+	if (g->source && c->n_layers_to_transform > 0) {
+		return errmsg_set(err, STATUS_INVALID, "lora.layers_to_transform: this model has an encoder "
+			"and a decoder, of which it does not say whose layers; name modules in full");
+	}
 	for (int i = 0; i < g->n_weights; i++) {
 		const struct weight *w = &g->weights[i];
+		const char *first = w->parts[0].module;
+		/* To PEFT an encoder-decoder's embedding is several modules with one tensor. */
+		if (g->source && w->kind == WEIGHT_TABLE && (lora_targets(c, first) || lora_saves(c, first))) {
+			return errmsg_set(err, STATUS_INVALID, "lora: %s of an encoder-decoder cannot be a "
+				"target, nor be in modules_to_save", first);
+		}
 		for (int k = 0; lora_decomposes(c) && k < w->n_parts; k++) {
 			const char *module = w->parts[k].module;
 			int64_t most = min_i64(w->parts[k].rows, w->cols), r = lora_rank(c, module);

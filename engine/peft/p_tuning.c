@@ -163,10 +163,13 @@ static int encode(struct peft *p, struct graph *g, int x, int64_t out)
 	return add_linear(t, g, x, out, last);
 }
 
-static int p_embedding(struct peft *p, struct graph *g, int weight, int x)
+static int p_inputs(struct peft *p, struct graph *g, int weight, int x)
 {
-	int64_t hidden = g->tensors[x].cols;
-	int e = add_param(of(p), g, p_virtual_tokens(p), hidden, false, "embedding.weight");
+	if (!soft_prompt_belongs(g, x)) {
+		return x;
+	}
+	int64_t hidden = g->tensors[x].cols, rows = soft_prompt_rows(g, p_virtual_tokens(p));
+	int e = add_param(of(p), g, rows, hidden, false, "embedding.weight");
 	int prompt = graph_of_param(g, e);
 	if (g->trainable) {
 		enum recompute region = g->region;
@@ -259,7 +262,7 @@ static int p_exported(const struct peft *p, const struct graph *g, const float *
 	struct peft_tensor **ret, size_t *ret_n, float **ret_data, struct errmsg *err)
 {
 	const struct p_tuning *t = of_const(p);
-	int64_t n = p_virtual_tokens(p), d = inner_size(p, &g->config);
+	int64_t n = soft_prompt_rows(g, p_virtual_tokens(p)), d = inner_size(p, &g->config);
 	_cleanup_(freep) struct peft_tensor *out = calloc(1, sizeof(*out));
 	if (!out) {
 		return -ENOMEM;
@@ -365,12 +368,12 @@ static int p_config_write(json_t *o, const struct method_config *m, const struct
 		json_object_set_new(o, "encoder_num_layers", json_integer(t->encoder_num_layers)) ||
 		json_object_set_new(o, "encoder_dropout", json_real(t->encoder_dropout));
 	return failed ? -ENOMEM : soft_prompt_write(o, t->num_virtual_tokens, c->hidden_size,
-		c->num_attention_heads, c->num_hidden_layers);
+		c->num_attention_heads, c);
 }
 
 static int p_check_tensors(const struct adapter *a, struct errmsg *err)
 {
-	return soft_prompt_check_tensors(a, a->config.p_tuning.num_virtual_tokens, err);
+	return soft_prompt_check_tensors(a, a->config.p_tuning.num_virtual_tokens, true, err);
 }
 
 const struct peft_method peft_p_tuning = {
@@ -384,7 +387,7 @@ const struct peft_method peft_p_tuning = {
 	.check_tensors = p_check_tensors,
 	.begin = p_begin,
 	.virtual_tokens = p_virtual_tokens,
-	.embedding = p_embedding,
+	.inputs = p_inputs,
 	.init = p_init,
 	.n_tensors = p_n_tensors,
 	.tensor = p_tensor,

@@ -164,7 +164,7 @@ int peft_init_base(const struct graph *g, const struct base_model *base, float *
 		}
 		const char *module = w->stored_as && !at.bias ? w->stored_as : w->parts[at.part].module;
 		bool vector = at.bias || w->kind == WEIGHT_VECTOR;
-		int r = base_read(base, module, at.bias ? "bias" : "weight",
+		int r = base_read_stored(base, module, at.bias ? "bias" : "weight",
 			vector ? p->rows * p->cols : p->rows, vector ? 1 : p->cols, flat + p->offset, err);
 		if (r != 0) {
 			return r;

@@ -17,6 +17,13 @@ struct linear_site {
 	int x, y;
 };
 
+/* A stack's attention to itself, as the model builds it. */
+struct attention_site {
+	int64_t layer;
+	int qkv; /* rotated queries, keys and values */
+	struct attention_spec spec;
+};
+
 /* Places in a block that a method may add to. */
 enum sublayer {
 	SUBLAYER_ATTENTION,
@@ -24,6 +31,7 @@ enum sublayer {
 };
 
 struct sublayer_site {
+	const char *module; /* that adapters belong to by name, where it is not a part of block `layer` */
 	int64_t layer;
 	enum sublayer which;
 	int residual; /* the stream that the output joins: what the sublayer's norm read */
@@ -89,8 +97,10 @@ struct peft_method {
 	int64_t (*position_offset)(const struct peft *p);
 	/* A slot was added and no node uses it yet: graph_train_weight() and the like go here. */
 	void (*weight)(struct peft *p, struct graph *g, int slot);
-	/* The embedding's rows of slot `weight`; before the first block. */
+	/* The embedding's rows of slot `weight`, before they are scaled where the model does that. */
 	int (*embedding)(struct peft *p, struct graph *g, int weight, int x);
+	/* What the embeddings give to the rest of the model; here virtual tokens take their rows. */
+	int (*inputs)(struct peft *p, struct graph *g, int weight, int x);
 	/* The input of a linear layer, not of the head. */
 	int (*linear_input)(struct peft *p, struct graph *g, int weight, int x);
 	/* Its output. */
@@ -99,8 +109,8 @@ struct peft_method {
 	bool (*head)(struct peft *p, struct graph *g, int weight, struct low_rank *ret);
 	/* The output of a norm. */
 	int (*norm)(struct peft *p, struct graph *g, int weight, int y);
-	/* From rotated queries, keys and values: attention's output. NULL: graph_attention(). */
-	int (*attention)(struct peft *p, struct graph *g, int64_t layer, int qkv);
+	/* Attention's output. NULL: graph_attention(). */
+	int (*attention)(struct peft *p, struct graph *g, const struct attention_site *site);
 	/* A sublayer's output before it joins the residual. */
 	int (*sublayer)(struct peft *p, struct graph *g, const struct sublayer_site *site);
 

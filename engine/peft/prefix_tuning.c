@@ -62,6 +62,18 @@ static int prefix_check(const struct method_config *m, struct errmsg *err)
 	return soft_prompt_check("prefix_tuning", c->num_virtual_tokens, err);
 }
 
+/* PEFT takes the number of layers from the encoder and gives the prefix to the decoder. */
+static int prefix_start(struct peft *p, const struct graph *g, struct errmsg *err)
+{
+	const struct model_config *c = &g->config;
+	if (g->source && c->num_decoder_layers != c->num_hidden_layers) {
+		return errmsg_set(err, STATUS_INVALID, "prefix_tuning: this model's encoder has %lld blocks "
+			"and its decoder %lld; PEFT knows prefixes only where these are equal",
+			(long long)c->num_hidden_layers, (long long)c->num_decoder_layers);
+	}
+	return 0;
+}
+
 static int64_t prefix_position_offset(const struct peft *p)
 {
 	return p->config.prefix_tuning.num_virtual_tokens;
@@ -72,6 +84,9 @@ static int prefix_embedding(struct peft *p, struct graph *g, int weight, int x)
 	struct prefix_tuning *t = of(p);
 	const struct prefix_tuning_config *c = &p->config.prefix_tuning;
 	int64_t width = prefix_width(&g->config), dim = token_dim(&g->config);
+	if (g->tensors[x].rows == ROWS_SOURCE) {
+		return x; /* the decoder's attention to itself has the prefix */
+	}
 	if (!projects(p, g)) {
 		t->param[EMBEDDING] = graph_param(g, c->num_virtual_tokens, width);
 		t->prefix = graph_of_param(g, t->param[EMBEDDING]);
@@ -91,9 +106,16 @@ static int prefix_embedding(struct peft *p, struct graph *g, int weight, int x)
 	return x;
 }
 
-static int prefix_attention(struct peft *p, struct graph *g, int64_t layer, int qkv)
+static int prefix_attention(struct peft *p, struct graph *g, const struct attention_site *site)
 {
-	return graph_attention_prefix(g, qkv, of(p)->prefix, layer);
+	if (g->tensors[site->qkv].rows == ROWS_SOURCE) {
+		return graph_attention(g, site->qkv, &site->spec);
+	}
+	/* PEFT lays the rows of an encoder-decoder out for two submodules, one after the other, and takes four
+	 * parts for each layer: two for its attention to itself, and two that it drops. */
+	int64_t layers = g->config.num_hidden_layers;
+	int64_t layer = g->source ? 2 * site->layer % layers : site->layer;
+	return graph_attention_prefix(g, site->qkv, &site->spec, of(p)->prefix, layer);
 }
 
 static int prefix_init(const struct peft *p, const struct graph *g, const struct base_model *base,
@@ -210,12 +232,13 @@ static int prefix_config_write(json_t *o, const struct method_config *m,
 	bool failed = json_object_set_new(o, "prefix_projection", json_boolean(t->prefix_projection)) ||
 		json_object_set_new(o, "encoder_hidden_size", json_integer(inner));
 	return failed ? -ENOMEM : soft_prompt_write(o, t->num_virtual_tokens, token_dim(c),
-		c->num_key_value_heads, c->num_hidden_layers);
+		c->num_key_value_heads, c);
 }
 
 static int prefix_check_tensors(const struct adapter *a, struct errmsg *err)
 {
-	return soft_prompt_check_tensors(a, a->config.prefix_tuning.num_virtual_tokens, err);
+	return soft_prompt_check_tensors(a, a->config.prefix_tuning.num_virtual_tokens, false,
+		err);
 }
 
 const struct peft_method peft_prefix_tuning = {
@@ -227,6 +250,7 @@ const struct peft_method peft_prefix_tuning = {
 	.config_read = prefix_config_read,
 	.config_write = prefix_config_write,
 	.check_tensors = prefix_check_tensors,
+	.start = prefix_start,
 	.position_offset = prefix_position_offset,
 	.embedding = prefix_embedding,
 	.attention = prefix_attention,

@@ -55,9 +55,12 @@ static int64_t prompt_virtual_tokens(const struct peft *p)
 	return p->config.prompt_tuning.num_virtual_tokens;
 }
 
-static int prompt_embedding(struct peft *p, struct graph *g, int weight, int x)
+static int prompt_inputs(struct peft *p, struct graph *g, int weight, int x)
 {
-	of(p)->param = graph_param(g, prompt_virtual_tokens(p), g->tensors[x].cols);
+	if (!soft_prompt_belongs(g, x)) {
+		return x;
+	}
+	of(p)->param = graph_param(g, soft_prompt_rows(g, prompt_virtual_tokens(p)), g->tensors[x].cols);
 	of(p)->table = weight;
 	return graph_virtual_tokens(g, x, graph_of_param(g, of(p)->param));
 }
@@ -104,6 +107,11 @@ static int prompt_init(const struct peft *p, const struct graph *g, const struct
 				"%lld, but the model's vocab_size is %lld", (long long)id, (long long)vocab);
 		}
 		read_row(base, t->table, id, out + i * param->cols);
+		/* As the model scales its embeddings, which the prompt stands beside. */
+		double scale = base_model_config(base)->embedding_scale;
+		for (int64_t k = 0; k < param->cols && scale != 0; k++) {
+			out[i * param->cols + k] *= (float)scale;
+		}
 	}
 	return 0;
 }
@@ -147,12 +155,13 @@ static int prompt_config_write(json_t *o, const struct method_config *m,
 			json_string(t->prompt_tuning_init_text)) ||
 			json_object_set(o, "tokenizer_name_or_path", base)));
 	return failed ? -ENOMEM : soft_prompt_write(o, t->num_virtual_tokens, c->hidden_size,
-		c->num_attention_heads, c->num_hidden_layers);
+		c->num_attention_heads, c);
 }
 
 static int prompt_check_tensors(const struct adapter *a, struct errmsg *err)
 {
-	return soft_prompt_check_tensors(a, a->config.prompt_tuning.num_virtual_tokens, err);
+	return soft_prompt_check_tensors(a, a->config.prompt_tuning.num_virtual_tokens, true,
+		err);
 }
 
 const struct peft_method peft_prompt_tuning = {
@@ -165,7 +174,7 @@ const struct peft_method peft_prompt_tuning = {
 	.config_write = prompt_config_write,
 	.check_tensors = prompt_check_tensors,
 	.virtual_tokens = prompt_virtual_tokens,
-	.embedding = prompt_embedding,
+	.inputs = prompt_inputs,
 	.init = prompt_init,
 	.n_tensors = prompt_n_tensors,
 	.tensor = prompt_tensor,

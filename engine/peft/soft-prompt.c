@@ -44,11 +44,13 @@ int soft_prompt_read_int(const json_t *o, const char *key, int64_t least, int64_
 
 int soft_prompt_read(const json_t *o, int64_t *ret_num_virtual_tokens, struct errmsg *err)
 {
-	int64_t submodules;
-	int r = soft_prompt_read_int(o, "num_transformer_submodules", 1, 1, &submodules, err);
-	if (r == 0 && submodules != 1) {
+	const char *task = json_string_value(json_object_get(o, "task_type"));
+	int64_t want = task && strcmp(task, "SEQ_2_SEQ_LM") == 0 ? 2 : 1, submodules;
+	int r = soft_prompt_read_int(o, "num_transformer_submodules", 1, want, &submodules, err);
+	if (r == 0 && submodules != want) {
 		return errmsg_set(err, STATUS_INVALID, "adapter_config.json: num_transformer_submodules is "
-			"%lld; a decoder has 1", (long long)submodules);
+			"%lld; %s", (long long)submodules, want == 1 ? "a decoder has 1" :
+			"an encoder-decoder has 2");
 	}
 	r = r ? r : soft_prompt_read_int(o, "num_virtual_tokens", 1, 0, ret_num_virtual_tokens, err);
 	if (r == 0 && *ret_num_virtual_tokens == 0) {
@@ -58,18 +60,29 @@ int soft_prompt_read(const json_t *o, int64_t *ret_num_virtual_tokens, struct er
 }
 
 int soft_prompt_write(json_t *o, int64_t num_virtual_tokens, int64_t token_dim,
-	int64_t num_attention_heads, int64_t num_layers)
+	int64_t num_attention_heads, const struct model_config *c)
 {
+	int64_t num_layers = c->num_hidden_layers, submodules = c->is_encoder_decoder ? 2 : 1;
 	bool failed = json_object_set_new(o, "num_virtual_tokens", json_integer(num_virtual_tokens)) ||
 		json_object_set_new(o, "token_dim", json_integer(token_dim)) ||
 		json_object_set_new(o, "num_attention_heads", json_integer(num_attention_heads)) ||
 		json_object_set_new(o, "num_layers", json_integer(num_layers)) ||
-		json_object_set_new(o, "num_transformer_submodules", json_integer(1)) ||
+		json_object_set_new(o, "num_transformer_submodules", json_integer(submodules)) ||
 		json_object_set_new(o, "modules_to_save", json_null());
 	return failed ? -ENOMEM : 0;
 }
 
-int soft_prompt_check_tensors(const struct adapter *a, int64_t num_virtual_tokens,
+int64_t soft_prompt_rows(const struct graph *g, int64_t num_virtual_tokens)
+{
+	return g->source ? 2 * num_virtual_tokens : num_virtual_tokens;
+}
+
+bool soft_prompt_belongs(const struct graph *g, int x)
+{
+	return !g->source || g->tensors[x].rows == ROWS_SOURCE;
+}
+
+int soft_prompt_check_tensors(const struct adapter *a, int64_t num_virtual_tokens, bool may_double,
 	struct errmsg *err)
 {
 	for (size_t i = 0; i < a->tensors.n_tensors; i++) {
@@ -78,7 +91,9 @@ int soft_prompt_check_tensors(const struct adapter *a, int64_t num_virtual_token
 			return errmsg_set(err, STATUS_INVALID, "adapter_model.safetensors: tensor '%.200s' is "
 				"left over; there is only " KEY, t->name);
 		}
-		if (t->n_dims != 2 || t->dims[0] != num_virtual_tokens) {
+		bool rows = t->dims[0] == num_virtual_tokens ||
+			(may_double && t->dims[0] == 2 * num_virtual_tokens);
+		if (t->n_dims != 2 || !rows) {
 			return errmsg_set(err, STATUS_INVALID, "adapter_model.safetensors: " KEY " must be a "
 				"matrix of num_virtual_tokens = %lld rows; its dimensions are %d: [%lld, …]",
 				(long long)num_virtual_tokens, t->n_dims, (long long)t->dims[0]);

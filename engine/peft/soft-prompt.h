@@ -15,16 +15,22 @@ int soft_prompt_check(const char *section, int64_t num_virtual_tokens, struct er
 /* An integer of at least `least`; `otherwise` where it is absent or null. */
 int soft_prompt_read_int(const json_t *o, const char *key, int64_t least, int64_t otherwise,
 	int64_t *ret, struct errmsg *err);
-/* num_virtual_tokens, and that there is one decoder (num_transformer_submodules). What else
+/* num_virtual_tokens, and that num_transformer_submodules is that of the task_type. What else
  * PromptLearningConfig has (token_dim, …) says no more than the tensor's shape does. */
 int soft_prompt_read(const json_t *o, int64_t *ret_num_virtual_tokens, struct errmsg *err);
 /* Keys of it for json_refuse_others(). */
 extern const char *const soft_prompt_harmless[];
 int soft_prompt_write(json_t *o, int64_t num_virtual_tokens, int64_t token_dim,
-	int64_t num_attention_heads, int64_t num_layers);
+	int64_t num_attention_heads, const struct model_config *c);
 
-/* One tensor, prompt_embeddings[num_virtual_tokens, ·]. */
-int soft_prompt_check_tensors(const struct adapter *a, int64_t num_virtual_tokens,
+/* Rows of a prompt of embeddings: PEFT keeps twice as many for an encoder-decoder, of which the first half
+ * stands before the encoder's tokens and the others are not used. */
+int64_t soft_prompt_rows(const struct graph *g, int64_t num_virtual_tokens);
+/* Whether such a prompt belongs before these rows of the embedding. */
+bool soft_prompt_belongs(const struct graph *g, int x);
+
+/* One tensor, prompt_embeddings[num_virtual_tokens, ·], or with twice the rows where it `may_double`. */
+int soft_prompt_check_tensors(const struct adapter *a, int64_t num_virtual_tokens, bool may_double,
 	struct errmsg *err);
 void soft_prompt_tensor(const struct graph *g, int param, struct peft_tensor *ret);
 

@@ -1,5 +1,5 @@
 /*
- * Byte-pair encoding of one word.
+ * Byte-pair encoding of one word, over its bytes or over its characters.
  *
  * The order of merges is that of Hugging Face's word.rs, so that the ids are equal even for merge
  * lists that no trainer would write: a queue holds a candidate for each pair of neighbours that has
@@ -22,6 +22,8 @@ void bpe_deinit(struct bpe *b)
 	free(b->slots);
 	free(b->result);
 	free(b->pairs);
+	free(b->joined);
+	char_ids_free(b->chars);
 }
 
 int bpe_add_merge(struct bpe *b, int32_t left, int32_t right, int32_t result)
@@ -66,12 +68,8 @@ static inline uint32_t bpe_rank(const struct bpe *b, int32_t left, int32_t right
 	}
 }
 
-int bpe_finish(struct bpe *b, const struct vocab *v)
+static int finish_merges(struct bpe *b)
 {
-	for (unsigned i = 0; i < 256; i++) {
-		uint8_t byte = (uint8_t)i;
-		b->byte_id[i] = vocab_find_bytes(v, &byte, 1);
-	}
 	b->n_slots = 64;
 	while (b->n_slots < 3 * b->n_merges) {
 		b->n_slots *= 2;
@@ -92,6 +90,46 @@ int bpe_finish(struct bpe *b, const struct vocab *v)
 		b->slots[at] = (struct merge_slot){.pair = b->pairs[i], .rank = (uint32_t)i};
 	}
 	return 0;
+}
+
+/* The text of a token that a merge makes is that of its parts, so that its neighbouring characters
+ * are all that any merge can bring together. */
+static int finish_joined(struct bpe *b, const struct vocab *v)
+{
+	b->joined = calloc_array(JOINED_BITS / 64, sizeof(*b->joined));
+	if (!b->joined) {
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < b->n_merges; i++) {
+		const struct token *t = &v->tokens[b->result[i]];
+		const uint8_t *text = v->bytes.data + t->offset;
+		unsigned n;
+		uint32_t last = 0;
+		for (size_t at = 0; at < t->len; at += n) {
+			uint32_t c = utf8_get(text + at, &n);
+			if (at > 0) {
+				uint32_t bit = joined_bit(last, c);
+				b->joined[bit / 64] |= UINT64_C(1) << bit % 64;
+			}
+			last = c;
+		}
+	}
+	return 0;
+}
+
+int bpe_finish(struct bpe *b, const struct vocab *v)
+{
+	for (unsigned i = 0; i < 256; i++) {
+		uint8_t byte = (uint8_t)i;
+		b->byte_id[i] = v->text ? vocab_find_fallback(v, byte) : vocab_find_bytes(v, &byte, 1);
+	}
+	int r = finish_merges(b);
+	if (r == 0 && v->text) {
+		r = char_ids_new(&b->chars, v);
+		/* A word that is a token is not the same as its parts then. */
+		r = r == 0 && !b->ignore_merges ? finish_joined(b, v) : r;
+	}
+	return r;
 }
 
 /* ---- the queue: rank << 32 | position, smallest first ------------------------------------ */
@@ -181,6 +219,55 @@ static size_t split_bytes(struct encoder *e, const uint8_t *word, size_t len)
 	return n;
 }
 
+/* The tokens of a character's bytes; false where one is missing. */
+static bool add_fallback(struct encoder *e, size_t *n, const uint8_t *bytes, unsigned len)
+{
+	const int32_t *byte_id = e->t->bpe.byte_id;
+	for (unsigned i = 0; i < len; i++) {
+		if (byte_id[bytes[i]] < 0) {
+			return false;
+		}
+	}
+	for (unsigned i = 0; i < len; i++) {
+		add_symbol(e, n, byte_id[bytes[i]], 1);
+	}
+	return true;
+}
+
+/* The word's characters as symbols. What falls back to bytes leaves an unknown run before it
+ * waiting, so that the run comes behind the bytes: as in Hugging Face's merge_word(). */
+static size_t split_chars(struct encoder *e, const uint8_t *word, size_t len)
+{
+	const struct bpe *b = &e->t->bpe;
+	size_t n = 0;
+	uint32_t unknown = 0;
+	unsigned width;
+
+	for (size_t i = 0; i < len; i += width) {
+		int32_t id = char_id(b->chars, utf8_get(word + i, &width));
+		if (id >= 0) {
+			if (unknown > 0) {
+				add_symbol(e, &n, b->unk, unknown);
+				unknown = 0;
+			}
+			add_symbol(e, &n, id, width);
+		} else if (!(b->byte_fallback && add_fallback(e, &n, word + i, width)) && b->unk >= 0) {
+			if (unknown > 0 && !b->fuse_unk) {
+				add_symbol(e, &n, b->unk, unknown);
+				unknown = 0;
+			}
+			unknown += width;
+		}
+	}
+	if (unknown > 0) {
+		add_symbol(e, &n, b->unk, unknown);
+	}
+	if (n > 0) {
+		e->symbols[n - 1].next = -1;
+	}
+	return n;
+}
+
 static int merge_symbols(struct encoder *e, size_t n)
 {
 	const struct bpe *b = &e->t->bpe;
@@ -220,133 +307,23 @@ static int merge_symbols(struct encoder *e, size_t n)
 	return 0;
 }
 
-/* ---- a cache of words --------------------------------------------------------------------------
- * Text repeats its words. Each slot holds the last short word that hashed to it. */
-
-enum {
-	CACHE_SLOTS = 1 << 15,
-	CACHE_WORD = 24,
-	CACHE_IDS = 8,
-};
-
-struct word_slot {
-	uint8_t word[CACHE_WORD]; /* zeros after its end */
-	uint8_t len, n;           /* n = 0: empty */
-	uint8_t lens[CACHE_IDS];
-	int32_t ids[CACHE_IDS];
-};
-
-int word_cache_new(struct word_slot **ret)
+int bpe_encode(struct encoder *e, const uint8_t *word, size_t len, size_t *ret_n)
 {
-	*ret = calloc_array(CACHE_SLOTS, sizeof(**ret));
-	return *ret ? 0 : -ENOMEM;
-}
-
-/* The slot of a word, and the word padded as the slot holds it. */
-static struct word_slot *cache_slot(struct encoder *e, const uint8_t *word, size_t len,
-	uint8_t padded[CACHE_WORD])
-{
-	uint64_t k[3];
-	memset(padded, 0, CACHE_WORD);
-	memcpy(padded, word, len);
-	memcpy(k, padded, sizeof(k));
-	uint64_t h = (k[0] ^ len) * 0x9E3779B97F4A7C15u;
-	h = (h ^ h >> 32 ^ k[1]) * 0xD6E8FEB86659FD93u;
-	h = (h ^ h >> 32 ^ k[2]) * 0x9E3779B97F4A7C15u;
-	return &e->cache[h >> (64 - 15)];
-}
-
-static int emit(struct encoder *e, const struct piece *p, int32_t id, size_t start, size_t end)
-{
-	int r = ids_append(e->out, &id, 1);
-	if (r < 0 || !e->places) {
+	const struct tokenizer *t = e->t;
+	int32_t id;
+	int r = encoder_symbols(e, len);
+	if (r < 0) {
 		return r;
 	}
-	/* An inserted space counts as the first byte of what it stands before. */
-	size_t from = start > p->inserted ? start - p->inserted : 0;
-	size_t last = end > p->inserted ? end - p->inserted - 1 : 0;
-	struct token_place place = {
-		.start = (uint32_t)(p->origin ? p->origin[from] : p->base + from),
-		.end = (uint32_t)(p->origin ? p->origin[last] : p->base + last) + 1,
-	};
-	return places_append(e->places, place);
-}
-
-static int emit_slot(struct encoder *e, const struct piece *p, const struct word_slot *s, size_t at)
-{
-	if (!e->places) {
-		return ids_append(e->out, s->ids, s->n);
-	}
-	for (unsigned i = 0; i < s->n; i++) {
-		int r = emit(e, p, s->ids[i], at, at + s->lens[i]);
-		if (r < 0) {
-			return r;
+	if (t->bpe.ignore_merges) {
+		id = t->model == MODEL_BYTE_BPE ? vocab_find_bytes(&t->vocab, word, len) :
+			vocab_find(&t->vocab, (const char *)word, len);
+		if (id >= 0) {
+			e->symbols[0] = (struct symbol){.id = id, .prev = -1, .next = -1, .len = (uint32_t)len};
+			*ret_n = 1;
+			return 0;
 		}
-		at += s->lens[i];
 	}
-	return 0;
-}
-
-static int emit_symbols(struct encoder *e, const struct piece *p, size_t n, size_t at,
-	struct word_slot *slot)
-{
-	unsigned count = 0;
-	for (size_t i = 0; i < n; i++) {
-		const struct symbol *s = &e->symbols[i];
-		if (s->id < 0) {
-			continue;
-		}
-		int r = emit(e, p, s->id, at, at + s->len);
-		if (r < 0) {
-			return r;
-		}
-		if (slot && count < CACHE_IDS) {
-			slot->ids[count] = s->id;
-			slot->lens[count] = (uint8_t)s->len;
-		}
-		count++;
-		at += s->len;
-	}
-	if (slot) {
-		slot->n = count <= CACHE_IDS ? (uint8_t)count : 0;
-	}
-	return 0;
-}
-
-int bpe_encode(struct encoder *e, const struct piece *p, size_t start, size_t end)
-{
-	const struct bpe *b = &e->t->bpe;
-	const uint8_t *word = p->text + start;
-	size_t len = end - start;
-	struct word_slot *slot = NULL;
-	int32_t id;
-
-	if (len == 1 && (id = b->byte_id[word[0]]) >= 0) {
-		return emit(e, p, id, start, end);
-	}
-	if (e->cache && len <= CACHE_WORD) {
-		uint8_t padded[CACHE_WORD];
-		slot = cache_slot(e, word, len, padded);
-		if (slot->n > 0 && slot->len == len && memcmp(slot->word, padded, CACHE_WORD) == 0) {
-			return emit_slot(e, p, slot, start);
-		}
-		memcpy(slot->word, padded, CACHE_WORD);
-		slot->len = (uint8_t)len;
-		slot->n = 0;
-	}
-	if (b->ignore_merges && (id = vocab_find_bytes(&e->t->vocab, word, len)) >= 0) {
-		return emit(e, p, id, start, end);
-	}
-	if (len > e->symbols_cap) {
-		size_t cap = len < 64 ? 64 : len + len / 2;
-		struct symbol *symbols = realloc_array(e->symbols, cap, sizeof(*symbols));
-		if (!symbols) {
-			return -ENOMEM;
-		}
-		e->symbols = symbols;
-		e->symbols_cap = cap;
-	}
-	size_t n = split_bytes(e, word, len);
-	int r = merge_symbols(e, n);
-	return r < 0 ? r : emit_symbols(e, p, n, start, slot);
+	*ret_n = t->model == MODEL_BYTE_BPE ? split_bytes(e, word, len) : split_chars(e, word, len);
+	return merge_symbols(e, *ret_n);
 }

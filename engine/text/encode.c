@@ -1,4 +1,4 @@
-/* Texts into ids and ids into bytes. */
+/* Texts into ids. */
 
 #include <errno.h>
 #include <stdlib.h>
@@ -59,7 +59,8 @@ int encoder_init(struct encoder *e, const struct tokenizer *t, bool many)
 {
 	*e = (struct encoder){.t = t};
 	e->regex = regex_scratch_new();
-	return !e->regex ? -ENOMEM : many ? word_cache_new(&e->cache) : 0;
+	e->spaced = calloc_array(t->n_steps + 1, sizeof(*e->spaced));
+	return !e->regex || !e->spaced ? -ENOMEM : many ? word_cache_new(&e->cache) : 0;
 }
 
 void encoder_deinit(struct encoder *e)
@@ -68,6 +69,11 @@ void encoder_deinit(struct encoder *e)
 	free(e->cache);
 	free(e->symbols);
 	free(e->heap);
+	free(e->path);
+	for (size_t i = 0; e->spaced && i < e->t->n_steps; i++) {
+		aligned_deinit(&e->spaced[i]);
+	}
+	free(e->spaced);
 	aligned_deinit(&e->aligned[0]);
 	aligned_deinit(&e->aligned[1]);
 	buf_deinit(&e->prefixed);
@@ -127,30 +133,21 @@ static int encode_raw(struct encoder *e, const uint8_t *text, size_t start, size
 	}
 	struct aligned *in = &e->aligned[0], *out = &e->aligned[1];
 	in->text.len = 0;
-	int r = buf_append(&in->text, p.text, p.len);
+	in->unplaced = !e->places && !t->needs_origin;
+	int r = aligned_put_run(in, p.text, p.len, (uint32_t)start);
 	if (r < 0) {
 		return r;
 	}
-	if (in->cap < in->text.cap) {
-		uint32_t *origin = realloc_array(in->origin, in->text.cap, sizeof(*origin));
-		if (!origin) {
-			return -ENOMEM;
-		}
-		in->origin = origin;
-		in->cap = in->text.cap;
-	}
-	for (size_t i = 0; i < p.len; i++) {
-		in->origin[i] = (uint32_t)(start + i);
-	}
 	for (size_t i = 0; i < t->n_normalizers; i++) {
-		if ((r = normalizer_run(&t->normalizers[i], e->regex, in, out)) < 0) {
+		if ((r = normalizer_run(&t->normalizers[i], t->classes, e->regex, in, out)) < 0) {
 			return r;
 		}
 		struct aligned *swap = in;
 		in = out;
 		out = swap;
 	}
-	p = (struct piece){.text = in->text.data, .len = in->text.len, .origin = in->origin};
+	p = (struct piece){.text = in->text.data, .len = in->text.len,
+		.origin = in->unplaced ? NULL : in->origin};
 	return encode_normalized(e, &p);
 }
 
@@ -211,6 +208,14 @@ int encoder_run(struct encoder *e, const char *text, size_t len, bool add_specia
 		return errmsg_set(err, STATUS_INVALID,
 			"the tokenizer's regular expression takes too many steps on this text");
 	}
+	if (r == -EOVERFLOW) {
+		return errmsg_set(err, STATUS_INVALID,
+			"the tokenizer's normalizers make more than 2 GiB of the text");
+	}
+	if (r == -ENOKEY) {
+		return errmsg_set(err, STATUS_INVALID, "the text has a character that the tokenizer's "
+			"vocabulary lacks, and it has no token for unknown ones (model.unk_id is null)");
+	}
 	return r;
 }
 
@@ -229,18 +234,4 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, bo
 		out->len = before;
 	}
 	return r;
-}
-
-int tokenizer_decode(const struct tokenizer *t, int32_t id, bool skip_special, struct buf *out)
-{
-	const struct vocab *v = &t->vocab;
-	if (id < 0 || (size_t)id >= v->size || !(v->tokens[id].flags & TOKEN_PRESENT)) {
-		return 0; /* as Hugging Face: an id without a token is nothing */
-	}
-	if (skip_special && v->tokens[id].flags & TOKEN_SPECIAL) {
-		return 0;
-	}
-	size_t len;
-	const char *text = tokenizer_text(t, id, &len);
-	return buf_append(out, text, len);
 }

@@ -68,6 +68,16 @@ def main():
     assert matching(r"\s") == [9, 10, 11, 12, 13, 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B),
                                0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
 
+    whitespace, punctuation = pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation()
+    range_table("\\w of Rust's regex", "unicode_words",
+                [c for c in POINTS if len(whitespace.pre_tokenize_str("a" + chr(c))) == 1
+                 and len(whitespace.pre_tokenize_str("," + chr(c))) == 2])
+    range_table("What Punctuation splits at", "unicode_punctuation",
+                [c for c in POINTS if len(punctuation.pre_tokenize_str("a" + chr(c))) > 1])
+    accents = normalizers.StripAccents()
+    range_table("What StripAccents takes away", "unicode_accents",
+                [c for c in POINTS if accents.normalize_str("a" + chr(c)) == "a"])
+
     later = []
     for category in CATEGORIES:
         here, there = set(matching(r"\p{%s}" % category)), set(libraries["category"][category])

@@ -17,7 +17,9 @@
 void normalizer_deinit(struct normalizer *n)
 {
 	regex_free(n->pattern);
+	free(n->literal);
 	free(n->content);
+	charsmap_free(n->charsmap);
 }
 
 void aligned_deinit(struct aligned *a)
@@ -26,39 +28,66 @@ void aligned_deinit(struct aligned *a)
 	free(a->origin);
 }
 
-static int put(struct aligned *out, const void *bytes, size_t len, uint32_t origin)
+/* Appends the bytes and makes room for where they come from; *ret_at is where they stand. */
+static int aligned_append(struct aligned *a, const void *bytes, size_t len, size_t *ret_at)
 {
-	int r = buf_append(&out->text, bytes, len);
-	if (r < 0) {
+	*ret_at = a->text.len;
+	if (len > INT32_MAX - a->text.len) {
+		return -EOVERFLOW; /* rules that make text longer, one after the other */
+	}
+	int r = buf_append(&a->text, bytes, len);
+	if (r < 0 || a->unplaced || a->text.len <= a->cap) {
 		return r;
 	}
-	if (out->text.len > out->cap) {
-		size_t cap = out->text.cap;
-		uint32_t *p = realloc_array(out->origin, cap, sizeof(*p));
-		if (!p) {
-			return -ENOMEM;
-		}
-		out->origin = p;
-		out->cap = cap;
+	uint32_t *p = realloc_array(a->origin, a->text.cap, sizeof(*p));
+	if (!p) {
+		a->text.len = *ret_at;
+		return -ENOMEM;
 	}
-	for (size_t i = out->text.len - len; i < out->text.len; i++) {
-		out->origin[i] = origin;
-	}
+	a->origin = p;
+	a->cap = a->text.cap;
 	return 0;
 }
 
-static int put_same(struct aligned *out, const struct aligned *in, size_t start, size_t end)
+int aligned_put(struct aligned *a, const void *bytes, size_t len, uint32_t origin)
 {
-	int r = 0;
-	for (size_t i = start; i < end && r == 0; i++) {
-		r = put(out, in->text.data + i, 1, in->origin[i]);
+	size_t at;
+	int r = aligned_append(a, bytes, len, &at);
+	for (size_t i = 0; r == 0 && !a->unplaced && i < len; i++) {
+		a->origin[at + i] = origin;
 	}
 	return r;
 }
 
+int aligned_put_run(struct aligned *a, const void *bytes, size_t len, uint32_t origin)
+{
+	size_t at;
+	int r = aligned_append(a, bytes, len, &at);
+	for (size_t i = 0; r == 0 && !a->unplaced && i < len; i++) {
+		a->origin[at + i] = origin + (uint32_t)i;
+	}
+	return r;
+}
+
+int aligned_put_same(struct aligned *out, const struct aligned *in, size_t start, size_t end)
+{
+	size_t at;
+	int r = start < end ? aligned_append(out, in->text.data + start, end - start, &at) : 0;
+	if (r == 0 && !out->unplaced && start < end) {
+		memcpy(out->origin + at, in->origin + start, (end - start) * sizeof(*out->origin));
+	}
+	return r;
+}
+
+/* Where the byte at `at` comes from; anything where that is not kept. */
+static uint32_t origin_of(const struct aligned *in, size_t at)
+{
+	return in->unplaced ? 0 : in->origin[at];
+}
+
 static uint32_t origin_at(const struct aligned *in, size_t at)
 {
-	return at < in->text.len ? in->origin[at] : at > 0 ? in->origin[at - 1] + 1 : 0;
+	return at < in->text.len ? origin_of(in, at) : at > 0 ? origin_of(in, at - 1) + 1 : 0;
 }
 
 /* ---- Unicode forms ----------------------------------------------------------------------- */
@@ -160,9 +189,9 @@ static int chunk_put(struct chunk *k, utf8proc_option_t options, const struct al
 	int r = n < 0 ? -EINVAL : 0;
 	for (ssize_t i = 0; i < n && r == 0; i++) {
 		uint8_t text[4];
-		r = put(out, text, utf8_put((uint32_t)k->c[i], text), in->origin[start]);
+		r = aligned_put(out, text, utf8_put((uint32_t)k->c[i], text), origin_of(in, start));
 	}
-	if (r == 0 && out->text.len - before == end - start &&
+	if (r == 0 && !in->unplaced && out->text.len - before == end - start &&
 			memcmp(out->text.data + before, in->text.data + start, end - start) == 0) {
 		memcpy(out->origin + before, in->origin + start, (end - start) * sizeof(*out->origin));
 	}
@@ -182,12 +211,13 @@ static int run_form(utf8proc_option_t options, const struct aligned *in, struct 
 		uint32_t c = utf8_get(text + at, &n);
 		size_t end = at + n;
 		if (is_opaque(c)) {
-			r = put_same(out, in, at, end);
+			r = aligned_put_same(out, in, at, end);
 			at = end;
 			continue;
 		}
 		if (end >= len || (c < 0x80 && text[end] < 0x80)) {
-			r = c < 0x80 ? put(out, text + at, 1, in->origin[at]) : chunk_add(&k, c, options);
+			r = c < 0x80 ? aligned_put(out, text + at, 1, origin_of(in, at)) :
+				chunk_add(&k, c, options);
 		} else {
 			r = chunk_add(&k, c, options);
 			for (uint32_t next; r == 0 && end < len; end += n) {
@@ -218,10 +248,26 @@ static int run_lowercase(const struct aligned *in, struct aligned *out)
 		unsigned n = unicode_to_lower(utf8_get(in->text.data + at, &width), lower);
 		for (unsigned i = 0; i < n && r == 0; i++) {
 			uint8_t text[4];
-			r = put(out, text, utf8_put(lower[i], text), in->origin[at]);
+			r = aligned_put(out, text, utf8_put(lower[i], text), origin_of(in, at));
 		}
 	}
 	return r;
+}
+
+static int run_replace_literal(const struct normalizer *n, const struct aligned *in,
+	struct aligned *out)
+{
+	const uint8_t *text = in->text.data, *found;
+	size_t len = in->text.len, done = 0;
+	int r = 0;
+	while (r == 0 && done < len &&
+			(found = memmem(text + done, len - done, n->literal, n->literal_len))) {
+		size_t start = (size_t)(found - text);
+		r = aligned_put_same(out, in, done, start);
+		r = r < 0 ? r : aligned_put(out, n->content, n->content_len, origin_of(in, start));
+		done = start + n->literal_len;
+	}
+	return r < 0 ? r : aligned_put_same(out, in, done, len);
 }
 
 static int run_replace(const struct normalizer *n, struct regex_scratch *scratch,
@@ -233,16 +279,19 @@ static int run_replace(const struct normalizer *n, struct regex_scratch *scratch
 	if (in->text.len == 0) {
 		return 0;
 	}
+	if (n->literal) {
+		return run_replace_literal(n, in, out);
+	}
 	while ((r = regex_next(n->pattern, scratch, &it, in->text.data, in->text.len, &start,
 			&end)) > 0) {
-		r = put_same(out, in, done, start);
-		r = r < 0 ? r : put(out, n->content, n->content_len, origin_at(in, start));
+		r = aligned_put_same(out, in, done, start);
+		r = r < 0 ? r : aligned_put(out, n->content, n->content_len, origin_at(in, start));
 		if (r < 0) {
 			return r;
 		}
 		done = end;
 	}
-	return r < 0 ? r : put_same(out, in, done, in->text.len);
+	return r < 0 ? r : aligned_put_same(out, in, done, in->text.len);
 }
 
 static int run_strip(const struct normalizer *n, const struct aligned *in, struct aligned *out)
@@ -260,14 +309,29 @@ static int run_strip(const struct normalizer *n, const struct aligned *in, struc
 		}
 		end -= last;
 	}
-	return put_same(out, in, start, end);
+	return aligned_put_same(out, in, start, end);
 }
 
-int normalizer_run(const struct normalizer *n, struct regex_scratch *scratch,
-	const struct aligned *in, struct aligned *out)
+static int run_strip_accents(const uint8_t *classes, const struct aligned *in, struct aligned *out)
+{
+	const uint8_t *text = in->text.data;
+	size_t done = 0, start;
+	unsigned width;
+	int r = 0;
+	while (r == 0 &&
+			pattern_next_class(classes, CLASS_ACCENT, text, in->text.len, done, &start, &width)) {
+		r = aligned_put_same(out, in, done, start);
+		done = start + width;
+	}
+	return r < 0 ? r : aligned_put_same(out, in, done, in->text.len);
+}
+
+int normalizer_run(const struct normalizer *n, const uint8_t *classes,
+	struct regex_scratch *scratch, const struct aligned *in, struct aligned *out)
 {
 	int r = 0;
 	out->text.len = 0;
+	out->unplaced = in->unplaced;
 	switch (n->kind) {
 	case NORMALIZE_NFC:
 		return run_form(UTF8PROC_STABLE | UTF8PROC_COMPOSE, in, out);
@@ -283,11 +347,15 @@ int normalizer_run(const struct normalizer *n, struct regex_scratch *scratch,
 		return run_replace(n, scratch, in, out);
 	case NORMALIZE_STRIP:
 		return run_strip(n, in, out);
+	case NORMALIZE_STRIP_ACCENTS:
+		return run_strip_accents(classes, in, out);
+	case NORMALIZE_CHARSMAP:
+		return charsmap_run(n->charsmap, in, out);
 	case NORMALIZE_PREPEND:
 		if (in->text.len > 0) {
-			r = put(out, n->content, n->content_len, origin_at(in, 0));
+			r = aligned_put(out, n->content, n->content_len, origin_at(in, 0));
 		}
-		return r < 0 ? r : put_same(out, in, 0, in->text.len);
+		return r < 0 ? r : aligned_put_same(out, in, 0, in->text.len);
 	}
 	return -EINVAL;
 }

@@ -1,172 +1,10 @@
-/*
- * Cutting a piece of text into words.
- *
- * Nearly every byte-level tokenizer uses one of three patterns: GPT-2's, Llama 3's, or Qwen 2's,
- * which is Llama 3's with one digit instead of three. They are matched by hand, with tables of
- * Oniguruma's Unicode version; all other patterns go through PCRE2. The tests hold both ways
- * against each other.
- */
+/* Cutting a piece of text into words, step by step. */
 
 #include <errno.h>
 #include <stdlib.h>
 
 #include "engine/text/text-internal.h"
 #include "util/util.h"
-
-const char pattern_gpt2[] =
-	"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-const char pattern_llama3[] =
-	"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}"
-	"| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-const char pattern_qwen2[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}"
-	"| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-
-int split_step_pattern(struct split_step *s, const char *pattern, size_t len, bool literal,
-	struct errmsg *err)
-{
-	static const struct {
-		const char *pattern;
-		enum pattern_kind kind;
-	} known[] = {
-		{pattern_gpt2, PATTERN_GPT2},
-		{pattern_llama3, PATTERN_LLAMA3},
-		{pattern_qwen2, PATTERN_QWEN2},
-	};
-	for (size_t i = 0; i < ARRAY_LEN(known) && !literal; i++) {
-		if (len == strlen(known[i].pattern) && memcmp(pattern, known[i].pattern, len) == 0) {
-			s->kind = known[i].kind;
-			return 0;
-		}
-	}
-	s->kind = PATTERN_REGEX;
-	return regex_new_pattern(&s->regex, pattern, len, literal, err);
-}
-
-/* ---- the three patterns by hand ---------------------------------------------------------- */
-
-struct scan {
-	const uint8_t *classes, *text;
-	size_t len;
-};
-
-/* Class of the code point at `at`, and its length; 0 and 0 at the end. */
-static inline uint8_t class_at(const struct scan *s, size_t at, unsigned *ret_len)
-{
-	if (at >= s->len) {
-		*ret_len = 0;
-		return 0;
-	}
-	return s->classes[utf8_get(s->text + at, ret_len)];
-}
-
-/* The end of the run of code points from `at` whose class has a flag of `any`. */
-static size_t run_of(const struct scan *s, size_t at, uint8_t any)
-{
-	unsigned n;
-	while (class_at(s, at, &n) & any) {
-		at += n;
-	}
-	return at;
-}
-
-/* The end of the run of code points that are neither letter, number nor space. */
-static size_t run_of_others(const struct scan *s, size_t at)
-{
-	unsigned n;
-	while (at < s->len && !(class_at(s, at, &n) & (CLASS_LETTER | CLASS_NUMBER | CLASS_SPACE))) {
-		at += n;
-	}
-	return at;
-}
-
-/* Length of 's 't 're 've 'm 'll 'd at `at`, 0 if there is none. Any case: and U+017F, which folds
- * to s. */
-static size_t contraction(const struct scan *s, size_t at, bool any_case)
-{
-	size_t left = s->len - at;
-	const uint8_t *p = s->text + at;
-	if (left < 2 || p[0] != '\'') {
-		return 0;
-	}
-	uint8_t fold = any_case ? 0x20 : 0, a = p[1] | fold, b = left > 2 ? p[2] | fold : 0;
-	if (a == 's' || a == 't' || a == 'm' || a == 'd') {
-		return 2;
-	}
-	if ((a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l')) {
-		return 3;
-	}
-	return any_case && left > 2 && p[1] == 0xC5 && p[2] == 0xBF ? 3 : 0;
-}
-
-/* \s+(?!\S)|\s+: a run of spaces leaves its last one to the word that follows. */
-static size_t spaces_end(const struct scan *s, size_t at)
-{
-	size_t end = run_of(s, at, CLASS_SPACE);
-	if (end < s->len) {
-		size_t last = end - utf8_last_len(s->text, end);
-		return last > at ? last : end;
-	}
-	return end;
-}
-
-static size_t gpt2_end(const struct scan *s, size_t at)
-{
-	size_t short_form = contraction(s, at, false);
-	if (short_form) {
-		return at + short_form;
-	}
-	size_t from = at + (s->text[at] == ' ');
-	unsigned n;
-	uint8_t class = class_at(s, from, &n);
-	if (class & CLASS_LETTER) {
-		return run_of(s, from, CLASS_LETTER);
-	}
-	if (class & CLASS_NUMBER) {
-		return run_of(s, from, CLASS_NUMBER);
-	}
-	return n && !(class & CLASS_SPACE) ? run_of_others(s, from) : spaces_end(s, at);
-}
-
-static size_t llama3_end(const struct scan *s, size_t at, unsigned max_digits)
-{
-	size_t short_form = contraction(s, at, true);
-	if (short_form) {
-		return at + short_form;
-	}
-	unsigned n, n_next;
-	uint8_t class = class_at(s, at, &n), next = class_at(s, at + n, &n_next);
-	uint8_t c = s->text[at];
-	if (class & CLASS_LETTER) {
-		return run_of(s, at, CLASS_LETTER);
-	}
-	if (class & CLASS_NUMBER) {
-		size_t end = at + n;
-		for (unsigned i = 1; i < max_digits && class_at(s, end, &n) & CLASS_NUMBER; i++) {
-			end += n;
-		}
-		return end;
-	}
-	if (next & CLASS_LETTER && c != '\r' && c != '\n') {
-		return run_of(s, at + n, CLASS_LETTER);
-	}
-	size_t from = at + (c == ' ');
-	size_t end = run_of_others(s, from);
-	if (end > from) {
-		while (end < s->len && (s->text[end] == '\r' || s->text[end] == '\n')) {
-			end++;
-		}
-		return end;
-	}
-	end = run_of(s, at, CLASS_SPACE);
-	for (size_t i = end; i > at; i--) {
-		if (s->text[i - 1] == '\r' || s->text[i - 1] == '\n') {
-			return i;
-		}
-	}
-	return spaces_end(s, at);
-}
-
-/* ---- steps ------------------------------------------------------------------------------- */
 
 /* A step's run over one piece: matches come in, words for the next step go out. */
 struct split {
@@ -188,7 +26,7 @@ static int hand_on(struct split *s, size_t start, size_t end)
 		return 0;
 	}
 	if (s->level + 1 == s->e->t->n_steps) {
-		return bpe_encode(s->e, s->piece, start, end);
+		return encode_word(s->e, s->piece, start, end);
 	}
 	struct piece sub = {
 		.text = s->piece->text + start,
@@ -253,26 +91,58 @@ static int put_around(struct split *s, size_t *done, size_t start, size_t end)
 
 static int split_by_hand(struct split *s, enum pattern_kind kind, const uint8_t *classes)
 {
-	struct scan scan = {.classes = classes, .text = s->piece->text, .len = s->piece->len};
+	size_t len = s->piece->len;
 	int r = 0;
-	for (size_t at = 0, end; at < scan.len && r == 0; at = end) {
-		end = kind == PATTERN_GPT2 ? gpt2_end(&scan, at) :
-			llama3_end(&scan, at, kind == PATTERN_LLAMA3 ? 3 : 1);
+	for (size_t at = 0, end; at < len && r == 0; at = end) {
+		end = pattern_end(kind, classes, s->piece->text, len, at);
 		r = split_put(s, at, end, true);
 	}
 	return r;
 }
 
-static int split_numeric(struct split *s, const uint8_t *classes)
+/* Each character of a class is a match. */
+static int split_by_class(struct split *s, const uint8_t *classes, uint8_t class)
+{
+	size_t done = 0, len = s->piece->len, start;
+	unsigned n;
+	int r = 0;
+	while (r == 0 &&
+			pattern_next_class(classes, class, s->piece->text, len, done, &start, &n)) {
+		r = put_around(s, &done, start, start + n);
+	}
+	return r == 0 && done != len ? split_put(s, done, len, false) : r;
+}
+
+/* Runs of word characters, and runs of what is neither such nor space. */
+static int split_words(struct split *s, const uint8_t *classes)
 {
 	const uint8_t *text = s->piece->text;
-	size_t done = 0, len = s->piece->len;
+	size_t len = s->piece->len, start = 0;
+	uint8_t kind = 0;
 	unsigned n;
 	int r = 0;
 	for (size_t at = 0; at < len && r == 0; at += n) {
-		if (classes[utf8_get(text + at, &n)] & CLASS_NUMERIC) {
-			r = put_around(s, &done, at, at + n);
+		uint8_t class = classes[utf8_get(text + at, &n)];
+		uint8_t now = class & CLASS_WORD ? 1 : class & CLASS_SPACE ? 2 : 3;
+		if (now != kind) {
+			r = kind == 1 || kind == 3 ? hand_on(s, start, at) : 0;
+			start = at;
+			kind = now;
 		}
+	}
+	return r == 0 && (kind == 1 || kind == 3) ? hand_on(s, start, len) : r;
+}
+
+static int split_by_replacement(struct split *s, const struct split_step *step)
+{
+	const uint8_t *text = s->piece->text, *found;
+	size_t len = s->piece->len, done = 0, at = 0;
+	int r = 0;
+	while (r == 0 && at < len &&
+			(found = memmem(text + at, len - at, step->replacement, step->replacement_len))) {
+		size_t start = (size_t)(found - text);
+		at = start + step->replacement_len;
+		r = put_around(s, &done, start, at);
 	}
 	return r == 0 && done != len ? split_put(s, done, len, false) : r;
 }
@@ -290,6 +160,47 @@ static int split_by_regex(struct split *s, const struct regex *regex)
 	return r == 0 && done != len ? split_put(s, done, len, false) : r;
 }
 
+/* The piece with its spaces replaced and, perhaps, a replacement in front. */
+static int run_metaspace(struct split *s, const struct split_step *step)
+{
+	const struct piece *p = s->piece;
+	struct aligned *out = &s->e->spaced[s->level];
+	size_t width = step->replacement_len, done = 0;
+	uint32_t first = p->origin ? p->origin[0] : (uint32_t)p->base;
+	bool starts = p->text[0] == ' ' ||
+		(p->len >= width && memcmp(p->text, step->replacement, width) == 0);
+	bool prepend = !starts && (step->prepend == PREPEND_ALWAYS ||
+		(step->prepend == PREPEND_FIRST && first == 0));
+	int r = 0;
+
+	out->text.len = 0;
+	out->unplaced = !s->e->places && !s->e->t->needs_origin;
+	if (prepend) {
+		r = aligned_put(out, step->replacement, width, first);
+	}
+	while (r == 0 && done < p->len) {
+		const uint8_t *found = memchr(p->text + done, ' ', p->len - done);
+		size_t end = found ? (size_t)(found - p->text) : p->len;
+		if (p->origin) {
+			struct aligned in = {.text = {.data = (uint8_t *)p->text, .len = p->len},
+				.origin = (uint32_t *)p->origin, .unplaced = out->unplaced};
+			r = aligned_put_same(out, &in, done, end);
+		} else {
+			r = aligned_put_run(out, p->text + done, end - done, (uint32_t)(p->base + done));
+		}
+		if (r == 0 && found) {
+			r = aligned_put(out, step->replacement, width,
+				p->origin ? p->origin[end] : (uint32_t)(p->base + end));
+		}
+		done = end + 1;
+	}
+	struct piece spaced = {.text = out->text.data, .len = out->text.len, .base = p->base,
+		.origin = out->unplaced ? NULL : out->origin};
+	s->piece = &spaced;
+	r = r < 0 ? r : step->split ? split_by_replacement(s, step) : split_put(s, 0, spaced.len, true);
+	return r < 0 ? r : hand_on_held(s);
+}
+
 static int run_step(struct encoder *e, const struct piece *p, size_t level)
 {
 	const struct split_step *step = &e->t->steps[level];
@@ -303,8 +214,18 @@ static int run_step(struct encoder *e, const struct piece *p, size_t level)
 		r = split_by_hand(&s, step->kind, e->t->classes);
 		break;
 	case PATTERN_NUMERIC:
-		r = split_numeric(&s, e->t->classes);
+		r = split_by_class(&s, e->t->classes, CLASS_NUMERIC);
 		break;
+	case PATTERN_SPACE:
+		r = split_by_class(&s, e->t->classes, CLASS_SPACE);
+		break;
+	case PATTERN_PUNCTUATION:
+		r = split_by_class(&s, e->t->classes, CLASS_PUNCTUATION);
+		break;
+	case PATTERN_WORDS:
+		return split_words(&s, e->t->classes);
+	case PATTERN_METASPACE:
+		return run_metaspace(&s, step);
 	case PATTERN_REGEX:
 		r = split_by_regex(&s, step->regex);
 		break;
@@ -333,5 +254,5 @@ static int run_steps(struct encoder *e, const struct piece *p, size_t level)
 
 int pretokenize(struct encoder *e, const struct piece *p)
 {
-	return p->len > 0 ? run_steps(e, p, 0) : 0;
+	return p->len == 0 ? 0 : e->t->n_steps > 0 ? run_steps(e, p, 0) : encode_word(e, p, 0, p->len);
 }

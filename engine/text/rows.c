@@ -172,6 +172,8 @@ static int read_messages(struct row *row, struct errmsg *fault)
 		}
 	}
 	row->messages = messages;
+	const json_t *examples = json_object_get(row->root, QUESTION_EXAMPLES);
+	row->examples = json_is_number(examples) ? (uint64_t)json_number_value(examples) : 0;
 	return 0;
 }
 

@@ -31,11 +31,12 @@ struct share {
 	struct message *messages;
 	size_t messages_cap, spans_cap;
 	struct ids ids, labels, prompt; /* of the row at hand */
+	size_t source_len;              /* of its ids, those of the encoder */
 	struct places places;
 
 	struct ids all_ids, all_labels;
 	uint64_t *rows;  /* of the kept samples, counted from the share's start */
-	int64_t *lens;
+	int64_t *lens, *source_lens;
 	uint8_t *faults;
 	size_t n, cap;
 	uint64_t seen, overlong, untrainable, misaligned, target_tokens;
@@ -59,6 +60,7 @@ static void share_deinit(struct share *s)
 	ids_deinit(&s->all_labels);
 	free(s->rows);
 	free(s->lens);
+	free(s->source_lens);
 	free(s->faults);
 }
 
@@ -118,6 +120,39 @@ static int encode_pair(struct share *s, const struct row *row, enum row_fault *r
 	return r != 0 ? r : label_all_but(s, masked);
 }
 
+/* Both sides of an encoder-decoder's row, each as the tokenizer has it with its special tokens; the
+ * decoder's ends with the end-of-sequence token in any case. */
+static int encode_sides(struct share *s, const struct row *row)
+{
+	if (row->format != ROWS_PROMPT_COMPLETION) {
+		return errmsg_set(&s->err, STATUS_INVALID, "the model is an encoder-decoder, whose rows are "
+			"pairs of prompt and completion; these are %s", row_format_name(row->format));
+	}
+	if (s->o->train_on_prompt) {
+		return errmsg_set(&s->err, STATUS_INVALID, "train_on_prompt: the model is an "
+			"encoder-decoder, which reads the prompt and predicts the completion alone");
+	}
+	int32_t eos = s->t->eos;
+	if (eos < 0) {
+		return errmsg_set(&s->err, STATUS_INVALID, "the tokenizer names no end-of-sequence token, "
+			"which must end each row; set eos_token in tokenizer_config.json");
+	}
+	int r = encoder_run(&s->encoder, row->prompt, row->prompt_len, true, &s->ids, NULL, &s->err);
+	s->source_len = s->ids.len;
+	if (r == 0 && s->source_len == 0) {
+		return errmsg_set(&s->err, STATUS_INVALID, "the prompt is empty: the encoder has nothing to "
+			"read");
+	}
+	s->prompt.len = 0;
+	r = r != 0 ? r : encoder_run(&s->encoder, row->completion, row->completion_len, true,
+		&s->prompt, NULL, &s->err);
+	if (r == 0 && (s->prompt.len == 0 || s->prompt.data[s->prompt.len - 1] != eos)) {
+		r = ids_append(&s->prompt, &eos, 1);
+	}
+	r = r != 0 ? r : ids_append(&s->ids, s->prompt.data, s->prompt.len);
+	return r != 0 ? r : label_all_but(s, s->source_len);
+}
+
 static int room_for_messages(struct share *s, size_t n)
 {
 	if (n > s->messages_cap) {
@@ -166,13 +201,13 @@ static int render_messages(struct share *s, size_t n, size_t *ret_n_spans)
 
 /* A token is trained on when a byte of it lies in a span, as transformers maps characters to
  * tokens. */
-static int label_spans(struct share *s, size_t n_spans)
+static int label_spans(struct share *s, size_t first_span, size_t n_spans)
 {
 	int r = label_all_but(s, s->o->train_on_prompt ? 0 : s->ids.len);
 	if (r < 0 || s->o->train_on_prompt) {
 		return r;
 	}
-	for (size_t i = 0, k = 0; i < s->ids.len && k < n_spans; i++) {
+	for (size_t i = 0, k = first_span; i < s->ids.len && k < n_spans; i++) {
 		const struct token_place *p = &s->places.data[i];
 		while (k < n_spans && p->start >= s->spans[k].end) {
 			k++;
@@ -186,7 +221,7 @@ static int label_spans(struct share *s, size_t n_spans)
 
 static int encode_messages(struct share *s, const struct row *row)
 {
-	size_t n = json_array_size(row->messages), n_spans;
+	size_t n = json_array_size(row->messages), n_spans, first_span = 0;
 	if (!s->o->chat_template) {
 		return errmsg_set(&s->err, STATUS_INVALID,
 			"the rows are conversations, for which the model has "
@@ -198,6 +233,8 @@ static int encode_messages(struct share *s, const struct row *row)
 	}
 	for (size_t i = 0; i < n; i++) {
 		s->messages[i] = row_message(row->messages, i);
+		first_span += s->o->examples && i < row->examples &&
+			strcmp(s->messages[i].role, "assistant") == 0;
 	}
 	s->text.len = 0;
 	s->places.len = 0;
@@ -207,7 +244,7 @@ static int encode_messages(struct share *s, const struct row *row)
 		r = encoder_run(&s->encoder, (const char *)s->text.data, s->text.len, false, &s->ids,
 			&s->places, &s->err);
 	}
-	return r != 0 ? r : label_spans(s, n_spans);
+	return r != 0 ? r : label_spans(s, first_span, n_spans);
 }
 
 /* ---- keeping and dropping ---------------------------------------------------------------- */
@@ -230,25 +267,53 @@ static int keep(struct share *s, enum row_fault fault)
 		s->rows = rows ? rows : s->rows;
 		int64_t *lens = realloc_array(s->lens, cap, sizeof(*lens));
 		s->lens = lens ? lens : s->lens;
+		int64_t *source_lens = realloc_array(s->source_lens, cap, sizeof(*source_lens));
+		s->source_lens = source_lens ? source_lens : s->source_lens;
 		uint8_t *faults = realloc_array(s->faults, cap, sizeof(*faults));
 		s->faults = faults ? faults : s->faults;
-		if (!rows || !lens || !faults) {
+		if (!rows || !lens || !source_lens || !faults) {
 			return -ENOMEM;
 		}
 		s->cap = cap;
 	}
 	s->rows[s->n] = s->seen;
 	s->lens[s->n] = (int64_t)s->ids.len;
+	s->source_lens[s->n] = (int64_t)s->source_len;
 	s->faults[s->n] = (uint8_t)fault;
 	s->n++;
 	int r = ids_append(&s->all_ids, s->ids.data, s->ids.len);
 	return r < 0 ? r : ids_append(&s->all_labels, s->labels.data, s->labels.len);
 }
 
+/* Tokens of the row at hand, or of its longer side. */
+static int64_t row_length(const struct share *s)
+{
+	return max_i64((int64_t)s->source_len, (int64_t)(s->ids.len - s->source_len));
+}
+
+/* To max tokens, either side of an encoder-decoder's row by itself and but for its last token, which ends
+ * it. */
+static void cut_row(struct share *s, size_t max)
+{
+	size_t n = s->source_len, len = s->ids.len;
+	if (!s->o->encoder_decoder) {
+		s->ids.len = s->labels.len = max;
+		return;
+	}
+	size_t source = n > max ? max : n, target = len - n > max ? max : len - n;
+	int32_t source_end = s->ids.data[n - 1], target_end = s->ids.data[len - 1];
+	memmove(s->ids.data + source, s->ids.data + n, target * sizeof(*s->ids.data));
+	memmove(s->labels.data + source, s->labels.data + n, target * sizeof(*s->labels.data));
+	s->ids.len = s->labels.len = source + target;
+	s->ids.data[source - 1] = source_end;
+	s->ids.data[s->ids.len - 1] = s->labels.data[s->labels.len - 1] = target_end;
+	s->source_len = source;
+}
+
 /* What becomes of the row in s->ids and s->labels. */
 static int settle(struct share *s, enum row_fault fault)
 {
-	int64_t len = (int64_t)s->ids.len, max = s->o->max_length;
+	int64_t len = row_length(s), max = s->o->max_length;
 	bool dropped = false;
 
 	s->longest = max_i64(s->longest, len);
@@ -264,7 +329,7 @@ static int settle(struct share *s, enum row_fault fault)
 		}
 		dropped = s->o->overlong == OVERLONG_DROP;
 		if (!dropped) {
-			s->ids.len = s->labels.len = (size_t)max;
+			cut_row(s, (size_t)max);
 		}
 	}
 	uint64_t targets = count_targets(&s->labels);
@@ -275,7 +340,7 @@ static int settle(struct share *s, enum row_fault fault)
 	}
 	if (!dropped) {
 		s->target_tokens += targets;
-		s->longest_kept = max_i64(s->longest_kept, (int64_t)s->ids.len);
+		s->longest_kept = max_i64(s->longest_kept, row_length(s));
 	}
 	return dropped && !s->o->keep_all ? 0 : keep(s, fault);
 }
@@ -283,8 +348,13 @@ static int settle(struct share *s, enum row_fault fault)
 static int take_row(struct share *s, const struct row *row)
 {
 	enum row_fault fault = ROW_OK;
-	s->ids.len = s->labels.len = 0;
-	int r = row->format == ROWS_MESSAGES ? encode_messages(s, row) : encode_pair(s, row, &fault);
+	int r;
+	s->ids.len = s->labels.len = s->source_len = 0;
+	if (s->o->encoder_decoder) {
+		r = encode_sides(s, row);
+	} else {
+		r = row->format == ROWS_MESSAGES ? encode_messages(s, row) : encode_pair(s, row, &fault);
+	}
 	return r != 0 ? r : settle(s, fault);
 }
 
@@ -427,7 +497,7 @@ static void add_counts(struct samples *ret, const struct share *s)
 	ret->longest_kept = max_i64(ret->longest_kept, s->longest_kept);
 }
 
-static int join(struct samples *ret, const struct share *shares, unsigned n)
+static int join(struct samples *ret, const struct share *shares, unsigned n, bool sides)
 {
 	size_t tokens = 0, at = 0, sample = 0;
 	uint64_t row = 0;
@@ -440,7 +510,8 @@ static int join(struct samples *ret, const struct share *shares, unsigned n)
 	ret->labels = alloc_array(tokens, sizeof(*ret->labels));
 	ret->row = alloc_array(ret->n, sizeof(*ret->row));
 	ret->fault = alloc_array(ret->n, sizeof(*ret->fault));
-	if (!ret->start || !ret->ids || !ret->labels || !ret->row || !ret->fault) {
+	ret->source_len = sides ? alloc_array(ret->n, sizeof(*ret->source_len)) : NULL;
+	if ((sides && !ret->source_len) || !ret->start || !ret->ids || !ret->labels || !ret->row || !ret->fault) {
 		return -ENOMEM;
 	}
 	ret->start[0] = 0;
@@ -453,6 +524,9 @@ static int join(struct samples *ret, const struct share *shares, unsigned n)
 		at += s->all_ids.len;
 		for (size_t k = 0; k < s->n; k++, sample++) {
 			ret->start[sample + 1] = ret->start[sample] + s->lens[k];
+			if (sides) {
+				ret->source_len[sample] = s->source_lens[k];
+			}
 			ret->row[sample] = row + s->rows[k];
 			ret->fault[sample] = s->faults[k];
 		}
@@ -484,7 +558,7 @@ int samples_new(struct samples **ret, const char *data, size_t len, const struct
 		cut(shares, n, data, len, t, o);
 		run_all(shares, n);
 		r = first_fault(shares, n, data, len, o, err);
-		r = r != 0 ? r : join(s, shares, n);
+		r = r != 0 ? r : join(s, shares, n, o->encoder_decoder);
 	}
 	if (r == 0 && s->n == 0) {
 		r = nothing_left(s, o, err);
@@ -507,6 +581,7 @@ void samples_free(struct samples *s)
 		free(s->start);
 		free(s->ids);
 		free(s->labels);
+		free(s->source_len);
 		free(s->row);
 		free(s->fault);
 		free(s);

@@ -7,12 +7,14 @@
  *   added tokens found in the raw text          added.c
  *   → normalizer, on what lies between           normalize.c
  *   → added tokens found in the normalized text  added.c
- *   → pre-tokenizer: cuts pieces into words      pretokenize.c (regex.c)
- *   → byte-level BPE: words into ids             bpe.c
+ *   → pre-tokenizer: cuts pieces into words      pretokenize.c (patterns.c, regex.c)
+ *   → model: words into ids                      words.c (bpe.c, unigram.c)
  *   → post-processor: ids before and after       encode.c
  *
- * Words are runs of raw bytes here; the printable stand-ins for bytes that the ecosystem's files
- * use ("Ġ" for a space) exist only while a vocabulary is read (vocab.c).
+ * and ids the other way through decode.c.
+ *
+ * Of byte-level models, words are runs of raw bytes here; the printable stand-ins for bytes that the
+ * ecosystem's files use ("Ġ" for a space) exist only while a vocabulary is read (vocab.c).
  */
 
 #include <jansson.h>
@@ -42,6 +44,7 @@ struct token {
 
 /* Two tables of names: byte-level tokens by the bytes they stand for, others by their text. */
 struct vocab {
+	bool text; /* set before the first token: no token is byte-level */
 	struct buf bytes;
 	struct token *tokens; /* size */
 	size_t size, cap;     /* size: largest id + 1 */
@@ -69,10 +72,27 @@ int vocab_add_raw(struct vocab *v, const char *text, size_t len, int32_t id, uin
 int32_t vocab_find(const struct vocab *v, const char *text, size_t len);
 /* The byte-level token for these bytes; -1: none. */
 int32_t vocab_find_bytes(const struct vocab *v, const void *bytes, size_t len);
+/* The token of a text that stands for one byte, "<0x0A>"; -1: none. */
+int32_t vocab_find_fallback(const struct vocab *v, uint8_t byte);
 
 static inline const uint8_t *vocab_bytes(const struct vocab *v, int32_t id)
 {
 	return v->bytes.data + v->tokens[id].offset;
+}
+
+/* Tokens of one character by their code point, in pages. */
+struct char_ids {
+	uint16_t page[UNICODE_POINTS >> 8]; /* into pages; 0: a page without tokens */
+	int32_t (*pages)[256];              /* owned; -1: none */
+	size_t n_pages;
+};
+
+int char_ids_new(struct char_ids **ret, const struct vocab *v);
+void char_ids_free(struct char_ids *c);
+
+static inline int32_t char_id(const struct char_ids *chars, uint32_t c)
+{
+	return chars->pages[chars->page[c >> 8]][c & 0xFF];
 }
 
 /* ---- bpe.c ------------------------------------------------------------------------------- */
@@ -83,7 +103,12 @@ struct merge_slot {
 };
 
 struct bpe {
-	int32_t byte_id[256]; /* -1: no such token */
+	int32_t byte_id[256];   /* byte-level: the byte's token; text: its fallback; -1: none */
+	struct char_ids *chars; /* text */
+	/* Text: pairs of neighbouring characters that stand in some merged token, as bits by a hash of
+	 * them. Between others no merge can reach across, and a word may be cut. NULL: never. */
+	uint64_t *joined;
+	bool byte_fallback;
 	struct merge_slot *slots;
 	size_t n_slots;
 	uint32_t *result; /* [n_merges]: the id that a merge makes */
@@ -93,11 +118,40 @@ struct bpe {
 	bool fuse_unk, ignore_merges;
 };
 
+enum {
+	JOINED_BITS = 1 << 20,
+};
+
+static inline uint32_t joined_bit(uint32_t a, uint32_t b)
+{
+	return (a * 0x9E3779B1u ^ b * 0x85EBCA6Bu) >> 12;
+}
+
 void bpe_deinit(struct bpe *b);
 /* Merges come in order of rank. */
 int bpe_add_merge(struct bpe *b, int32_t left, int32_t right, int32_t result);
 /* Builds the tables once all merges and the vocabulary are known. */
 int bpe_finish(struct bpe *b, const struct vocab *v);
+
+/* ---- unigram.c --------------------------------------------------------------------------- */
+
+enum {
+	MAX_PIECE_BYTES = 1024, /* of a Unigram's token: encoding takes that many steps a byte */
+};
+
+struct unigram {
+	double *scores; /* [vocab.size] */
+	size_t cap;
+	double min_score;
+	int32_t unk; /* -1: none */
+	bool byte_fallback;
+	int32_t byte_id[256];
+	struct prefix_tree *tree;
+};
+
+void unigram_deinit(struct unigram *u);
+int unigram_add_score(struct unigram *u, int32_t id, double score);
+int unigram_finish(struct unigram *u, const struct vocab *v);
 
 /* ---- regex.c: Oniguruma patterns on PCRE2 ------------------------------------------------ */
 
@@ -139,22 +193,34 @@ enum normalizer_kind {
 	NORMALIZE_REPLACE,
 	NORMALIZE_PREPEND,
 	NORMALIZE_STRIP,
+	NORMALIZE_STRIP_ACCENTS,
+	NORMALIZE_CHARSMAP,
 };
 
 struct normalizer {
 	enum normalizer_kind kind;
 	struct regex *pattern; /* replace */
+	char *literal;         /* replace: what to look for, where the pattern is a text */
+	size_t literal_len;
 	char *content;         /* replace, prepend */
 	size_t content_len;
 	bool left, right; /* strip */
+	struct charsmap *charsmap;
 };
 
 /* A text and, for each of its bytes, where in the original text it comes from. */
 struct aligned {
 	struct buf text;
+	bool unplaced; /* nobody asks where bytes come from: `origin` is not kept */
 	uint32_t *origin;
 	size_t cap;
 };
+
+int aligned_put(struct aligned *a, const void *bytes, size_t len, uint32_t origin);
+/* Bytes that come from [origin, origin + len). */
+int aligned_put_run(struct aligned *a, const void *bytes, size_t len, uint32_t origin);
+/* in[start … end) as it is. */
+int aligned_put_same(struct aligned *out, const struct aligned *in, size_t start, size_t end);
 
 enum {
 	MAX_NORMALIZERS = 64,
@@ -162,15 +228,26 @@ enum {
 
 void normalizer_deinit(struct normalizer *n);
 void aligned_deinit(struct aligned *a);
-/* out = normalizer(in); `out` is emptied first. */
-int normalizer_run(const struct normalizer *n, struct regex_scratch *scratch,
-	const struct aligned *in, struct aligned *out);
+/* out = normalizer(in); `out` is emptied first. `classes`: unicode_classes_new(). */
+int normalizer_run(const struct normalizer *n, const uint8_t *classes,
+	struct regex_scratch *scratch, const struct aligned *in, struct aligned *out);
+
+/* ---- charsmap.c: SentencePiece's compiled rules ------------------------------------------ */
+
+/* STATUS_INVALID: no such thing. */
+int charsmap_new(struct charsmap **ret, const uint8_t *data, size_t len, struct errmsg *err);
+void charsmap_free(struct charsmap *m);
+/* The bytes it was made of. */
+const uint8_t *charsmap_source(const struct charsmap *m, size_t *ret_len);
+int charsmap_run(const struct charsmap *m, const struct aligned *in, struct aligned *out);
 
 /* ---- added.c ----------------------------------------------------------------------------- */
 
 struct added_token {
 	char *content; /* owned */
 	size_t len;
+	char *decoded; /* owned; what it is for decoders, where not the content: normalized */
+	size_t decoded_len;
 	int32_t id;
 	bool single_word, lstrip, rstrip, normalized, special;
 };
@@ -212,6 +289,10 @@ enum pattern_kind {
 	PATTERN_NUMERIC, /* each numeric character */
 	PATTERN_REGEX,
 	PATTERN_NONE, /* ByteLevel without its regex: the piece is a word */
+	PATTERN_METASPACE,   /* changes the text first */
+	PATTERN_SPACE,       /* each white space */
+	PATTERN_PUNCTUATION, /* each punctuation character */
+	PATTERN_WORDS,       /* runs of word characters, and of what is neither that nor space */
 };
 
 enum split_behavior {
@@ -228,6 +309,16 @@ struct split_step {
 	bool invert;
 	bool add_prefix_space; /* before splitting; of ByteLevel alone */
 	struct regex *regex;
+	/* Metaspace: spaces become this character; where a piece that does not start with it gets one;
+	 * and whether to split before each. */
+	char replacement[5];
+	uint8_t replacement_len;
+	enum prepend_scheme {
+		PREPEND_NEVER,
+		PREPEND_FIRST, /* the text's first piece alone */
+		PREPEND_ALWAYS,
+	} prepend;
+	bool split;
 };
 
 enum {
@@ -236,19 +327,63 @@ enum {
 
 extern const char pattern_gpt2[], pattern_llama3[], pattern_qwen2[];
 
+/* One of the three that are matched by hand: the end of the word that starts at text[at]. */
+size_t pattern_end(enum pattern_kind kind, const uint8_t *classes, const uint8_t *text, size_t len,
+	size_t at);
+/* A piece's next character of a class from `at` on: its start and length; false: none. */
+bool pattern_next_class(const uint8_t *classes, uint8_t class, const uint8_t *text, size_t len,
+	size_t at, size_t *ret_start, unsigned *ret_len);
+
 /* A pattern written in a tokenizer.json. */
 int split_step_pattern(struct split_step *s, const char *pattern, size_t len, bool literal,
 	struct errmsg *err);
 
+/* ---- decode.c ---------------------------------------------------------------------------- */
+
+enum decode_kind {
+	DECODE_JOIN, /* no decoder: tokens with spaces between them */
+	DECODE_BYTE_LEVEL,
+	DECODE_METASPACE,
+	DECODE_REPLACE,
+	DECODE_BYTE_FALLBACK,
+	DECODE_STRIP,
+	DECODE_FUSE,
+};
+
+struct decode_step {
+	enum decode_kind kind;
+	bool fused;            /* what comes in is parts of one token */
+	bool first_loses;      /* metaspace: the first token's replacements go */
+	struct regex *regex;   /* replace */
+	char *text;            /* owned; replace: literal; metaspace, strip: the character */
+	size_t text_len;
+	char *content;         /* owned; replace */
+	size_t content_len;
+	size_t start;          /* strip: how many at most */
+};
+
+void decode_step_deinit(struct decode_step *s);
+
 /* ---- the tokenizer ----------------------------------------------------------------------- */
 
+enum model_kind {
+	MODEL_BYTE_BPE, /* over bytes */
+	MODEL_TEXT_BPE, /* over characters, with bytes to fall back to or not */
+	MODEL_UNIGRAM,
+};
+
 struct tokenizer {
+	enum model_kind model; /* vocab.text is set for all but the first */
 	struct vocab vocab;
 	struct bpe bpe;
+	struct unigram unigram;
+	struct decode_step decode_steps[MAX_STEPS];
+	size_t n_decode_steps;
+	bool needs_origin; /* a Metaspace asks whether a piece is the text's first */
 	struct normalizer *normalizers;
 	size_t n_normalizers;
 	struct split_step steps[MAX_STEPS];
-	size_t n_steps; /* the last one is ByteLevel's */
+	size_t n_steps; /* of byte-level models, the last one is ByteLevel's */
 	struct added_token *added;
 	size_t n_added, added_cap;
 	size_t n_new; /* added ones that the model's vocabulary has not */
@@ -269,6 +404,7 @@ int tokenizer_add_token(struct tokenizer *t, const struct added_token *token, co
 /* A step or normalizer, handed over whatever the result. -E2BIG: too many. */
 int tokenizer_add_step(struct tokenizer *t, struct split_step *step);
 int tokenizer_add_normalizer(struct tokenizer *t, struct normalizer *n);
+int tokenizer_add_decode_step(struct tokenizer *t, struct decode_step *step);
 /* The next merge, of tokens that the vocabulary holds. `rank` is its number, for faults. */
 int tokenizer_add_merge(struct tokenizer *t, const char *left, size_t left_len, const char *right,
 	size_t right_len, size_t rank, const char *what, struct errmsg *err);
@@ -284,6 +420,7 @@ int tokenizer_from_gguf(struct tokenizer **ret, const struct gguf_tokenizer *g, 
 /* Kinds of tokens in a GGUF. */
 enum {
 	GGUF_NORMAL = 1,
+	GGUF_UNKNOWN = 2,
 	GGUF_CONTROL = 3,
 	GGUF_USER_DEFINED = 4,
 	GGUF_UNUSED = 5,
@@ -304,6 +441,9 @@ int gguf_pre_find(const struct gguf_pre **ret, const struct gguf_tokenizer *g, c
 /* With tokenizer_config.json beside it (may be NULL), which names BOS and EOS. */
 int tokenizer_from_json(struct tokenizer **ret, const char *json, size_t len, const char *config,
 	size_t config_len, const char *what, struct errmsg *err);
+/* NULL: no added token has this id. */
+const struct added_token *tokenizer_added(const struct tokenizer *t, int32_t id);
+bool tokenizer_is_special(const struct tokenizer *t, const char *text, size_t len);
 /* The text of a token as it would stand in a text. */
 const char *tokenizer_text(const struct tokenizer *t, int32_t id, size_t *ret_len);
 
@@ -335,8 +475,11 @@ struct encoder {
 	size_t symbols_cap;
 	uint64_t *heap;
 	size_t heap_len, heap_cap;
+	struct path_node *path; /* unigram */
+	size_t path_cap;
 	struct aligned aligned[2];
 	struct buf prefixed;
+	struct aligned *spaced; /* [n_steps], where a Metaspace writes its text */
 	/* where the ids go during a call */
 	struct ids *out;
 	struct places *places; /* NULL: nobody asks */
@@ -361,8 +504,14 @@ struct piece {
 /* Cuts the piece and encodes its words. */
 int pretokenize(struct encoder *e, const struct piece *p);
 /* Encodes one word: text[start … end) of the piece. */
-int bpe_encode(struct encoder *e, const struct piece *p, size_t start, size_t end);
+int encode_word(struct encoder *e, const struct piece *p, size_t start, size_t end);
 int word_cache_new(struct word_slot **ret);
+/* Room for n symbols. */
+int encoder_symbols(struct encoder *e, size_t n);
+/* A word into e->symbols; those whose id is -1 are none. */
+int bpe_encode(struct encoder *e, const uint8_t *word, size_t len, size_t *ret_n);
+/* -ENOKEY: a character is unknown, and there is no token for such. */
+int unigram_encode(struct encoder *e, const uint8_t *word, size_t len, size_t *ret_n);
 
 /* ---- chat templates, rows ---------------------------------------------------------------- */
 
@@ -396,6 +545,9 @@ bool chat_closes_alike(const struct chat_template *t);
 bool is_strip_space(uint32_t c);
 void trim_space(const char *text, size_t *start, size_t *end);
 
+/* A key of rows that questions.c makes; datasets of users may have it, and it says nothing then. */
+#define QUESTION_EXAMPLES "examples"
+
 /* One line of a dataset, checked. The strings belong to `root`. */
 struct row {
 	json_t *root; /* owned */
@@ -404,6 +556,7 @@ struct row {
 	size_t prompt_len, completion_len;
 	json_t *messages; /* messages: an array, checked */
 	bool reals;       /* a whole number did not fit 64 bits: all were read as reals */
+	uint64_t examples; /* of messages: so many of the first come from other rows (questions.c) */
 };
 
 void row_deinit(struct row *r);

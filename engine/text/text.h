@@ -49,9 +49,19 @@ int ids_append(struct ids *ids, const int32_t *data, size_t n);
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, bool add_special,
 	struct ids *out, struct errmsg *err);
 
-/* Appends the bytes of one token (of a byte-level token, its bytes, perhaps half a character).
- * skip_special: nothing for special tokens. */
+/* Appends the bytes that one token stands for wherever it may stand, perhaps half a character, for
+ * people to look at. skip_special: nothing for special tokens. */
 int tokenizer_decode(const struct tokenizer *t, int32_t id, bool skip_special, struct buf *out);
+
+/* Ids into text as they come: what is put out, from first to last, is what Hugging Face tokenizers'
+ * decode() makes of all of them, in whole characters; bytes that are none become U+FFFD as there.
+ * An id without a token is nothing. What later ids may change is held back, until the end at most.
+ * One thread; the tokenizer must outlive it. 0 or -ENOMEM. */
+struct token_stream;
+int token_stream_new(struct token_stream **ret, const struct tokenizer *t, bool skip_special);
+void token_stream_free(struct token_stream *s);
+int token_stream_put(struct token_stream *s, int32_t id, struct buf *out);
+int token_stream_end(struct token_stream *s, struct buf *out);
 
 /* ---- chat templates ---------------------------------------------------------------------- */
 
@@ -153,6 +163,8 @@ struct sample_options {
 	bool keep_all; /* for inspection: keep dropped rows, marked by `fault` */
 	const struct rows_file *files; /* of the rows, for faults; none: they are numbered */
 	size_t n_files;
+	bool encoder_decoder; /* prompts go to the encoder, completions to the decoder */
+	bool examples; /* the rows are struct questions' own: turns of examples are not trained on */
 };
 
 enum row_fault {
@@ -168,10 +180,12 @@ struct samples {
 	uint64_t n;
 	int64_t *start;    /* n + 1 */
 	int32_t *ids, *labels;
+	int64_t *source_len; /* n: how many of a sample's ids are the encoder's, which come first; NULL: the
+	                      * model has no encoder */
 	uint64_t *row;     /* n: the row's number in the dataset, from 0 */
 	uint8_t *fault;    /* n: enum row_fault */
 	uint64_t rows, overlong, untrainable, misaligned; /* counts over all rows */
-	int64_t longest;   /* tokens, of all rows before cutting */
+	int64_t longest;   /* tokens, of all rows before cutting; of an encoder-decoder's, the longer side */
 	int64_t longest_kept;
 	uint64_t target_tokens; /* labels of samples to train on, a sample's first token apart: nothing
 	                         * stands before it to predict it from */
@@ -180,10 +194,52 @@ struct samples {
 /* Tokenizes as TRL's supervised fine-tuning does: prompt and completion are
  * joined as they are and the end-of-sequence token follows, unless the row ends with it; the mask
  * covers the encoded prompt's length. Messages: the chat template, labels on the assistant's turns.
- * Text: all of it and the end-of-sequence token. Several objects on a line are several rows: that
- * is how files without a final newline lie when they are joined. `threads` share the work; the
- * result does not depend on their number. OVERLONG_RAISE: STATUS_INVALID naming the row.
- * STATUS_INVALID also when no row is left to train on. */
+ * Text: all of it and the end-of-sequence token. For an encoder-decoder prompt and completion are
+ * encoded each by itself, with what the tokenizer adds, and max_length is for either. Several objects
+ * on a line are several rows: that is how files without a final newline lie when they are joined.
+ * `threads` share the work; the result does not depend on their number. OVERLONG_RAISE:
+ * STATUS_INVALID naming the row. STATUS_INVALID also when no row is left to train on. */
 int samples_new(struct samples **ret, const char *data, size_t len, const struct tokenizer *t,
 	const struct sample_options *o, unsigned threads, struct errmsg *err);
 void samples_free(struct samples *s);
+
+/* ---- questions --------------------------------------------------------------------------- */
+
+/* What comes after each example of rows that are text; so an answer ends there. */
+#define EXAMPLE_END "\n\n"
+
+/* A row to be answered: its prompt with examples before it, as the tokenizer is to have it, and what
+ * the row says the answer is. NULL where there is none: text, a conversation that no assistant ends. */
+struct question {
+	uint64_t row;
+	char *prompt, *reference;
+	size_t prompt_len, reference_len;
+};
+
+struct questions {
+	struct question *at;
+	uint64_t n;
+	enum row_format format;
+	/* The same rows with their examples, in the order of `at`: a dataset for samples_new(), with
+	 * no field names and with sample_options.examples. */
+	struct buf rows;
+};
+
+struct question_options {
+	struct rows_spec rows, example_rows;
+	const struct chat_template *chat_template; /* NULL: messages are refused */
+	uint64_t shots; /* examples before each */
+	uint64_t seed;
+	uint64_t limit; /* so many rows, drawn by the seed, in the order of the dataset; 0: all */
+};
+
+/*
+ * Examples are drawn once, by the seed, and are the same for all rows; `examples` NULL: from the dataset
+ * itself, where the one that is the row at hand makes way for another. Prompt and completion: prompt,
+ * completion and EXAMPLE_END of each example, then the prompt. Messages: turns of the examples but for
+ * system turns, after the row's own system turn. STATUS_INVALID: text rows with shots, formats that
+ * differ, fewer examples than shots, a faulty row.
+ */
+int questions_new(struct questions **ret, const char *data, size_t len, const char *examples,
+	size_t examples_len, const struct question_options *o, struct errmsg *err);
+void questions_free(struct questions *q);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <jansson.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine/model/model.h"
 #include "engine/text/text-internal.h"
@@ -170,6 +171,11 @@ int tokenizer_write(struct buf *ret_json, struct buf *ret_config, const struct m
 	const struct gguf_pre *pre = NULL;
 	if (!g) {
 		return errmsg_set(err, STATUS_INVALID, "%s: has no tokenizer", model_files_path(files));
+	}
+	if (g->model && strcmp(g->model, "gpt2") != 0) {
+		return errmsg_set(err, STATUS_INVALID, "%s: its tokenizer (tokenizer.ggml.model %.64s) cannot be "
+			"written as tokenizer.json yet; use the model's Hugging Face folder as base",
+			model_files_path(files), g->model);
 	}
 	/* Made first: what it holds has been checked. */
 	_cleanup_(tokenizer_freep) struct tokenizer *t = NULL;

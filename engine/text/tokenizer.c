@@ -13,7 +13,7 @@ struct tokenizer *tokenizer_alloc(void)
 	struct tokenizer *t = calloc_array(1, sizeof(*t));
 	if (t) {
 		vocab_init(&t->vocab);
-		t->bpe.unk = t->bos = t->eos = -1;
+		t->bpe.unk = t->unigram.unk = t->bos = t->eos = -1;
 	}
 	return t;
 }
@@ -25,6 +25,7 @@ void tokenizer_free(struct tokenizer *t)
 	}
 	vocab_deinit(&t->vocab);
 	bpe_deinit(&t->bpe);
+	unigram_deinit(&t->unigram);
 	for (size_t i = 0; i < t->n_normalizers; i++) {
 		normalizer_deinit(&t->normalizers[i]);
 	}
@@ -32,8 +33,12 @@ void tokenizer_free(struct tokenizer *t)
 	for (size_t i = 0; i < t->n_steps; i++) {
 		regex_free(t->steps[i].regex);
 	}
+	for (size_t i = 0; i < t->n_decode_steps; i++) {
+		decode_step_deinit(&t->decode_steps[i]);
+	}
 	for (size_t i = 0; i < t->n_added; i++) {
 		free(t->added[i].content);
+		free(t->added[i].decoded);
 	}
 	free(t->added);
 	trie_deinit(&t->raw_trie);
@@ -53,6 +58,17 @@ int tokenizer_add_step(struct tokenizer *t, struct split_step *step)
 		return -E2BIG;
 	}
 	t->steps[t->n_steps++] = *step;
+	t->needs_origin |= step->kind == PATTERN_METASPACE && step->prepend == PREPEND_FIRST;
+	return 0;
+}
+
+int tokenizer_add_decode_step(struct tokenizer *t, struct decode_step *step)
+{
+	if (t->n_decode_steps == MAX_STEPS) {
+		decode_step_deinit(step);
+		return -E2BIG;
+	}
+	t->decode_steps[t->n_decode_steps++] = *step;
 	return 0;
 }
 
@@ -72,8 +88,11 @@ int tokenizer_add_normalizer(struct tokenizer *t, struct normalizer *n)
 	return 0;
 }
 
-static const struct added_token *added_by_id(const struct tokenizer *t, int32_t id)
+const struct added_token *tokenizer_added(const struct tokenizer *t, int32_t id)
 {
+	if (id < 0 || (size_t)id >= t->vocab.size || !(t->vocab.tokens[id].flags & TOKEN_ADDED)) {
+		return NULL;
+	}
 	size_t low = 0, high = t->n_added;
 	while (low < high) { /* sorted by id once the tokenizer is finished */
 		size_t middle = low + (high - low) / 2;
@@ -84,6 +103,17 @@ static const struct added_token *added_by_id(const struct tokenizer *t, int32_t 
 		}
 	}
 	return low < t->n_added && t->added[low].id == id ? &t->added[low] : NULL;
+}
+
+bool tokenizer_is_special(const struct tokenizer *t, const char *text, size_t len)
+{
+	for (size_t i = 0; i < t->n_added; i++) {
+		const struct added_token *a = &t->added[i];
+		if (a->special && a->len == len && memcmp(a->content, text, len) == 0) {
+			return true;
+		}
+	}
+	return false;
 }
 
 static int append_added(struct tokenizer *t, const struct added_token *token)
@@ -99,6 +129,7 @@ static int append_added(struct tokenizer *t, const struct added_token *token)
 	}
 	struct added_token *copy = &t->added[t->n_added];
 	*copy = *token;
+	copy->decoded = NULL;
 	copy->content = malloc(token->len + 1);
 	if (!copy->content) {
 		return -ENOMEM;
@@ -211,7 +242,7 @@ static int normalized_content(const struct tokenizer *t, const struct added_toke
 		r = buf_append(&in->text, token->content, token->len);
 	}
 	for (size_t i = 0; i < t->n_normalizers && r == 0; i++) {
-		r = normalizer_run(&t->normalizers[i], scratch, in, out);
+		r = normalizer_run(&t->normalizers[i], t->classes, scratch, in, out);
 		struct aligned *swap = in;
 		in = out;
 		out = swap;
@@ -222,9 +253,24 @@ static int normalized_content(const struct tokenizer *t, const struct added_toke
 	return r;
 }
 
+/* Decoders get the normalized text, if it is another one. */
+static int keep_decoded(struct added_token *token, const struct buf *text)
+{
+	if (text->len == token->len && memcmp(text->data, token->content, token->len) == 0) {
+		return 0;
+	}
+	token->decoded = malloc(text->len + 1);
+	if (!token->decoded) {
+		return -ENOMEM;
+	}
+	memcpy(token->decoded, text->data, text->len);
+	token->decoded_len = text->len;
+	return 0;
+}
+
 static int add_to_trie(struct tokenizer *t, size_t i, const char *what, struct errmsg *err)
 {
-	const struct added_token *token = &t->added[i];
+	struct added_token *token = &t->added[i];
 	struct aligned work[2] = {0}, *content;
 	int r;
 
@@ -239,7 +285,13 @@ static int add_to_trie(struct tokenizer *t, size_t i, const char *what, struct e
 				token->content);
 		} else if (r == 0) {
 			r = trie_add(&t->normalized_trie, content->text.data, content->text.len, (int32_t)i);
+			r = r == 0 ? keep_decoded(token, &content->text) : r;
 		}
+	}
+	if (r == -EOVERFLOW) {
+		r = errmsg_set(err, STATUS_INVALID,
+			"%s: the normalizers make more than 2 GiB of the added token %.100s", what,
+			token->content);
 	}
 	if (r == -EEXIST) {
 		r = errmsg_set(err, STATUS_INVALID,
@@ -279,12 +331,37 @@ static void hash_parts(crypto_generichash_state *h, const struct tokenizer *t)
 		hash_number(h, n->kind << 2 | n->left << 1 | n->right);
 		hash_regex(h, n->pattern);
 		hash_text(h, n->content, n->content_len);
+		if (n->charsmap) {
+			size_t len;
+			const uint8_t *source = charsmap_source(n->charsmap, &len);
+			hash_text(h, source, len);
+		}
 	}
 	hash_number(h, (int64_t)t->n_steps);
 	for (size_t i = 0; i < t->n_steps; i++) {
 		const struct split_step *s = &t->steps[i];
 		hash_number(h, s->kind << 8 | s->behavior << 2 | s->invert << 1 | s->add_prefix_space);
 		hash_regex(h, s->regex);
+		if (s->kind == PATTERN_METASPACE) {
+			hash_text(h, s->replacement, s->replacement_len);
+			hash_number(h, s->prepend << 1 | s->split);
+		}
+	}
+}
+
+/* Of kinds of model that came after the first. */
+static void hash_model(crypto_generichash_state *h, const struct tokenizer *t)
+{
+	if (t->model == MODEL_BYTE_BPE) {
+		return;
+	}
+	hash_number(h, t->model);
+	hash_number(h, t->bpe.byte_fallback << 1 | t->unigram.byte_fallback);
+	hash_number(h, t->unigram.unk);
+	for (size_t i = 0; t->model == MODEL_UNIGRAM && i < t->vocab.count; i++) {
+		int64_t bits;
+		memcpy(&bits, &t->unigram.scores[i], sizeof(bits));
+		hash_number(h, bits);
 	}
 }
 
@@ -299,6 +376,7 @@ void tokenizer_hash(struct tokenizer *t)
 	crypto_generichash_init(&h, NULL, 0, sizeof(t->digest));
 	hash_text(&h, version, strlen(version));
 	hash_parts(&h, t);
+	hash_model(&h, t);
 	for (size_t i = 0; i < v->size; i++) {
 		hash_number(&h, v->tokens[i].flags);
 		hash_text(&h, v->bytes.data + v->tokens[i].offset, v->tokens[i].len);
@@ -331,7 +409,8 @@ void tokenizer_hash(struct tokenizer *t)
 
 int tokenizer_finish(struct tokenizer *t, const char *what, struct errmsg *err)
 {
-	int r = bpe_finish(&t->bpe, &t->vocab);
+	int r = t->model == MODEL_UNIGRAM ? unigram_finish(&t->unigram, &t->vocab) :
+		bpe_finish(&t->bpe, &t->vocab);
 	t->classes = unicode_classes_new();
 	if (r < 0 || !t->classes) {
 		return -ENOMEM;
@@ -361,7 +440,7 @@ const char *tokenizer_text(const struct tokenizer *t, int32_t id, size_t *ret_le
 	if (id < 0 || (size_t)id >= v->size || !(v->tokens[id].flags & TOKEN_PRESENT)) {
 		return NULL;
 	}
-	const struct added_token *a = v->tokens[id].flags & TOKEN_ADDED ? added_by_id(t, id) : NULL;
+	const struct added_token *a = tokenizer_added(t, id);
 	*ret_len = a ? a->len : v->tokens[id].len;
 	return a ? a->content : (const char *)vocab_bytes(v, id);
 }

@@ -27,6 +27,9 @@ uint8_t *unicode_classes_new(void)
 		mark(classes, unicode_numbers, n_unicode_numbers, CLASS_NUMBER | CLASS_NUMERIC);
 		mark(classes, unicode_numeric_extra, n_unicode_numeric_extra, CLASS_NUMERIC);
 		mark(classes, spaces, ARRAY_LEN(spaces), CLASS_SPACE);
+		mark(classes, unicode_words, n_unicode_words, CLASS_WORD);
+		mark(classes, unicode_punctuation, n_unicode_punctuation, CLASS_PUNCTUATION);
+		mark(classes, unicode_accents, n_unicode_accents, CLASS_ACCENT);
 	}
 	return classes;
 }
@@ -52,34 +55,7 @@ bool unicode_is_space(uint32_t c)
 
 bool unicode_is_word(uint32_t c)
 {
-	/* \w is Alphabetic, M, Nd, Pc and Join_Control; Alphabetic is L, Nl, some of M, and the circled
-	 * letters. */
-	static const struct code_range others[] = {
-		{0x200C, 0x200D}, {0x24B6, 0x24E9}, {0x1F130, 0x1F149}, {0x1F150, 0x1F169},
-		{0x1F170, 0x1F189},
-	};
-	if (code_range_has(unicode_letters, n_unicode_letters, c) ||
-			code_range_has(others, ARRAY_LEN(others), c)) {
-		return true;
-	}
-	switch (utf8proc_category((utf8proc_int32_t)c)) {
-	case UTF8PROC_CATEGORY_MN:
-	case UTF8PROC_CATEGORY_MC:
-	case UTF8PROC_CATEGORY_ME:
-	case UTF8PROC_CATEGORY_ND:
-	case UTF8PROC_CATEGORY_NL:
-	case UTF8PROC_CATEGORY_PC:
-		return true;
-	default:
-		break;
-	}
-	for (size_t i = 0; i < n_unicode_later; i++) {
-		const struct category_range *r = &unicode_later[i];
-		if (c >= r->first && c <= r->last) {
-			return r->category[0] == 'M' || (r->category[0] == 'N' && r->category[1] == 'd');
-		}
-	}
-	return false;
+	return code_range_has(unicode_words, n_unicode_words, c);
 }
 
 unsigned unicode_to_lower(uint32_t c, uint32_t out[2])

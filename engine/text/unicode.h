@@ -20,8 +20,9 @@ struct case_pair {
 
 /* In unicode-tables.c, all sorted. */
 extern const struct code_range unicode_letters[], unicode_numbers[], unicode_numeric_extra[],
-	unicode_opaque[];
-extern const size_t n_unicode_letters, n_unicode_numbers, n_unicode_numeric_extra, n_unicode_opaque;
+	unicode_opaque[], unicode_words[], unicode_punctuation[], unicode_accents[];
+extern const size_t n_unicode_letters, n_unicode_numbers, n_unicode_numeric_extra, n_unicode_opaque,
+	n_unicode_words, n_unicode_punctuation, n_unicode_accents;
 extern const struct category_range unicode_later[];
 extern const size_t n_unicode_later;
 extern const struct case_pair unicode_lower[];
@@ -34,6 +35,9 @@ enum {
 	CLASS_NUMBER = 2,  /* \p{N} */
 	CLASS_SPACE = 4,   /* \s: White_Space */
 	CLASS_NUMERIC = 8, /* what Digits splits at: \p{N} of a newer Unicode */
+	CLASS_WORD = 16,   /* \w of Rust's regex */
+	CLASS_PUNCTUATION = 32, /* what Punctuation splits at: an old Unicode's, and ASCII's */
+	CLASS_ACCENT = 64, /* what StripAccents takes away: an old Unicode's marks */
 };
 
 /* One byte of CLASS_* for each code point, owned by the caller; NULL without memory. */

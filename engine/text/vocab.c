@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <sodium.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "engine/text/text-internal.h"
@@ -164,7 +165,8 @@ int vocab_add(struct vocab *v, const char *text, size_t len, int32_t id)
 	if (v->tokens[id].flags & TOKEN_PRESENT) {
 		return -EEXIST;
 	}
-	r = byte_level_decode(text, len, &v->bytes, &is_bytes);
+	is_bytes = false;
+	r = v->text ? 0 : byte_level_decode(text, len, &v->bytes, &is_bytes);
 	if (r == 0 && !is_bytes) {
 		r = buf_append(&v->bytes, text, len);
 	}
@@ -236,6 +238,9 @@ int32_t vocab_find(const struct vocab *v, const char *text, size_t len)
 	size_t n = 0;
 	const uint8_t *p = (const uint8_t *)text;
 
+	if (v->text) {
+		return vocab_look_up(v, text, len, true);
+	}
 	if (len > sizeof(small)) {
 		struct buf bytes = {0};
 		bool is_bytes = false;
@@ -257,4 +262,69 @@ int32_t vocab_find(const struct vocab *v, const char *text, size_t len)
 		i += width;
 	}
 	return vocab_look_up(v, small, n, false);
+}
+
+int32_t vocab_find_fallback(const struct vocab *v, uint8_t byte)
+{
+	char name[8];
+	snprintf(name, sizeof(name), "<0x%02X>", byte);
+	return vocab_find(v, name, 6);
+}
+
+/* ---- characters -------------------------------------------------------------------------- */
+
+static int char_ids_page(struct char_ids *c)
+{
+	int32_t(*pages)[256] = realloc_array(c->pages, c->n_pages + 1, sizeof(*pages));
+	if (!pages) {
+		return -ENOMEM;
+	}
+	c->pages = pages;
+	for (unsigned i = 0; i < 256; i++) {
+		pages[c->n_pages][i] = -1;
+	}
+	c->n_pages++;
+	return 0;
+}
+
+int char_ids_new(struct char_ids **ret, const struct vocab *v)
+{
+	struct char_ids *c = calloc_array(1, sizeof(*c));
+	int r = c ? char_ids_page(c) : -ENOMEM;
+	for (size_t id = 0; id < v->size && r == 0; id++) {
+		const struct token *t = &v->tokens[id];
+		const uint8_t *text = v->bytes.data + t->offset;
+		unsigned n;
+		/* Added tokens that the model lacks are no characters of it. */
+		if (!(t->flags & TOKEN_PRESENT) || t->len == 0 ||
+				vocab_find(v, (const char *)text, t->len) != (int32_t)id) {
+			continue;
+		}
+		uint32_t point = utf8_get(text, &n);
+		if (n != t->len) {
+			continue;
+		}
+		uint16_t *page = &c->page[point >> 8];
+		if (*page == 0) {
+			r = char_ids_page(c);
+			*page = (uint16_t)(c->n_pages - 1);
+		}
+		if (r == 0) {
+			c->pages[*page][point & 0xFF] = (int32_t)id;
+		}
+	}
+	if (r < 0) {
+		char_ids_free(c);
+		return r;
+	}
+	*ret = c;
+	return 0;
+}
+
+void char_ids_free(struct char_ids *c)
+{
+	if (c) {
+		free(c->pages);
+		free(c);
+	}
 }

@@ -12,6 +12,15 @@ struct batch {
 	int64_t max_tokens, max_seqs;
 	int64_t virtual_tokens, position_offset; /* as in struct graph */
 	int64_t rows, n_seqs;
+	/* The encoder's side of an encoder-decoder, of which a sequence's other side begins with `start_id`
+	 * and goes on with what was before predicted. */
+	struct {
+		bool there;
+		int32_t *ids;                 /* [max_tokens] */
+		int32_t *seq_start, *seq_len; /* [max_seqs] */
+		int64_t rows;
+		int32_t start_id;
+	} source;
 };
 
 /* For microbatches of a graph. -ENOMEM. */
@@ -30,6 +39,9 @@ int64_t batch_fill(struct batch *b, const struct samples *s, const struct order 
 /* Copies it to an arena and points the run at it. */
 void batch_upload(const struct batch *b, const struct job *j, uint8_t *arena, struct run *r);
 
+/* Tokens of the longer side of a sample. */
+int64_t sample_longest_side(const struct samples *s, uint64_t sample);
+
 /* Every token below vocab_size, every sample within max_tokens: STATUS_INVALID names the row. */
-int samples_check(const struct samples *s, int64_t vocab_size, int64_t max_tokens, const char *what,
-	struct errmsg *err);
+int samples_check(const struct samples *s, const struct model_config *c, int64_t max_tokens,
+	const char *what, struct errmsg *err);

@@ -61,9 +61,9 @@ int engine_eval(struct base_model *base, const struct adapter *adapter,
 {
 	int64_t longest = 1;
 	for (uint64_t i = 0; i < samples->n; i++) {
-		longest = max_i64(longest, samples->start[i + 1] - samples->start[i]);
+		longest = max_i64(longest, sample_longest_side(samples, i));
 	}
-	int r = samples_check(samples, base_model_config(base)->vocab_size, longest, "dataset", err);
+	int r = samples_check(samples, base_model_config(base), longest, "dataset", err);
 	if (r != 0) {
 		return r;
 	}
@@ -80,6 +80,7 @@ int engine_eval(struct base_model *base, const struct adapter *adapter,
 	if (adapter) {
 		r = job_method(&peft, &q, &adapter->config, err);
 	}
+	r = r ? r : job_check_length(q.config, peft, longest, "dataset", err);
 	if (r == 0 && peft && peft->method->virtual_tokens) {
 		int64_t n = peft->method->virtual_tokens(peft);
 		longest += n;

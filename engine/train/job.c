@@ -55,11 +55,29 @@ static struct layout lay_out(const struct graph *g, const struct placement *p)
 	l.ids = take(&l, tokens * sizeof(int32_t));
 	l.positions = take(&l, tokens * sizeof(int32_t));
 	l.targets = take(&l, tokens * sizeof(int32_t));
+	l.source_ids = take(&l, g->source ? tokens * sizeof(int32_t) : 0);
 	l.loss_sum = take(&l, sizeof(double));
-	l.cos_sin = take(&l, (size_t)positions * (size_t)g->config.head_dim * sizeof(float));
+	for (int i = 0; i < g->n_rope_tables; i++) {
+		l.cos_sin[i] = take(&l, (size_t)positions * (size_t)rope_dim(&g->config) * sizeof(float));
+	}
 	l.constants = take(&l, g->constants * sizeof(float));
 	l.region = take(&l, p->region);
 	return l;
+}
+
+int job_check_length(const struct model_config *c, const struct peft *peft, int64_t tokens,
+	const char *field, struct errmsg *err)
+{
+	int64_t before = peft && peft->method->virtual_tokens ? peft->method->virtual_tokens(peft) : 0;
+	if (peft && peft->method->position_offset) {
+		before = peft->method->position_offset(peft);
+	}
+	if (c->max_sequence == 0 || tokens + before <= c->max_sequence) {
+		return 0;
+	}
+	return errmsg_set(err, STATUS_INVALID, "%s: %lld tokens%s; this model has positions for %lld. Give "
+		"shorter ones", field, (long long)(tokens + before), before > 0 ? " with the method's own" : "",
+		(long long)c->max_sequence);
 }
 
 int job_build(struct job *ret, const struct graph_request *q, struct peft *peft,
@@ -68,6 +86,10 @@ int job_build(struct job *ret, const struct graph_request *q, struct peft *peft,
 	_cleanup_(graph_freep) struct graph *g = NULL;
 	struct placement p;
 	int r = model_graph(&g, q, peft, err);
+	if (r == 0 && q->purpose == GRAPH_GENERATE) {
+		r = job_check_length(q->config, NULL, g->context + g->position_offset - g->virtual_tokens,
+			"prompt and max_new_tokens", err);
+	}
 	if (r == 0 && q->trainable) {
 		r = graph_differentiate(g, recompute);
 	}
@@ -92,7 +114,7 @@ void job_deinit(struct job *j)
 struct run job_run(const struct job *j, const struct base_model *base, uint8_t *arena)
 {
 	const struct layout *l = &j->layout;
-	return (struct run){
+	struct run r = {
 		.g = j->g,
 		.backend = j->g->backend,
 		.base = base,
@@ -103,10 +125,14 @@ struct run job_run(const struct job *j, const struct base_model *base, uint8_t *
 		.ids = (const int32_t *)(void *)(arena + l->ids),
 		.positions = (const int32_t *)(void *)(arena + l->positions),
 		.targets = (const int32_t *)(void *)(arena + l->targets),
-		.cos_sin = (const float *)(void *)(arena + l->cos_sin),
+		.source.ids = (const int32_t *)(void *)(arena + l->source_ids),
 		.loss_sum = (double *)(void *)(arena + l->loss_sum),
 		.grad_scale = 1,
 	};
+	for (int i = 0; i < j->g->n_rope_tables; i++) {
+		r.cos_sin[i] = (const float *)(void *)(arena + l->cos_sin[i]);
+	}
+	return r;
 }
 
 static int upload_constants(const struct job *j, const struct base_model *base, uint8_t *arena,
@@ -133,13 +159,15 @@ int job_upload_tables(const struct job *j, const struct base_model *base, uint8_
 {
 	const struct graph *g = j->g;
 	int64_t n = n_positions(g);
-	size_t elements = (size_t)n * (size_t)g->config.head_dim;
+	size_t elements = (size_t)n * (size_t)rope_dim(&g->config);
 	_cleanup_(freep) float *host = alloc_array(elements, sizeof(*host));
 	if (!host) {
 		return -ENOMEM;
 	}
-	rope_table(&g->config, n, host);
-	backend_upload(g->backend, arena + j->layout.cos_sin, host, elements * sizeof(*host));
+	for (int i = 0; i < g->n_rope_tables; i++) {
+		rope_table(&g->config, i, n, host);
+		backend_upload(g->backend, arena + j->layout.cos_sin[i], host, elements * sizeof(*host));
+	}
 	return upload_constants(j, base, arena, err);
 }
 
@@ -204,6 +232,12 @@ int job_load_adapter(const struct job *j, uint8_t *arena, const struct adapter *
 	struct errmsg *err)
 {
 	_cleanup_(flat_deinit) struct flat masters = {0};
+	enum task_type task = a->config.task_type;
+	if (task != TASK_UNKNOWN && (task == TASK_SEQ_2_SEQ_LM) != j->g->source) {
+		return errmsg_set(err, STATUS_INVALID, "adapter_config.json: 'task_type' is of %s, but the "
+			"base model is %s", j->g->source ? "a decoder alone" : "an encoder-decoder",
+			j->g->source ? "an encoder-decoder" : "a decoder alone");
+	}
 	int r = flat_init(&masters, j, arena, j->layout.masters);
 	if (r != 0) {
 		return r;

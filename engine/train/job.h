@@ -8,7 +8,7 @@
 /* Offsets into the arena; each a multiple of 64. */
 struct layout {
 	size_t masters, copies, exp_avg, exp_avg_sq, grads; /* flat buffers; copies = masters in f32 */
-	size_t ids, positions, targets, loss_sum, cos_sin, constants;
+	size_t ids, positions, targets, source_ids, loss_sum, cos_sin[ROPE_TABLES], constants;
 	size_t region; /* of the graph's tensors */
 	size_t total;
 };
@@ -24,6 +24,12 @@ struct job {
 /* The method `m` on a model; free with peft_free(). */
 int job_method(struct peft **ret, const struct graph_request *q, const struct method_config *m,
 	struct errmsg *err);
+
+/* Are there positions for sequences of `tokens`, beside what the method (or NULL) puts before them?
+ * Otherwise STATUS_INVALID, naming `field`: learned positions end, and some rotary scalings are others
+ * beyond a length. */
+int job_check_length(const struct model_config *c, const struct peft *peft, int64_t tokens,
+	const char *field, struct errmsg *err);
 
 /* Builds, differentiates (q->trainable), places and lays out. */
 int job_build(struct job *ret, const struct graph_request *q, struct peft *peft,

@@ -17,6 +17,12 @@ struct search {
 	uint64_t base, limit;
 };
 
+/* FLOPs of a microbatch by its tokens, on both sides where there are two. */
+static double flops_per_token(const struct graph *g, int64_t seq_len)
+{
+	return graph_flops(g, seq_len) / ((double)g->tokens * (g->source ? 2 : 1));
+}
+
 static void fill_plan(struct memory_plan *p, const struct search *s, const struct job *j)
 {
 	const struct layout *l = &j->layout;
@@ -30,7 +36,7 @@ static void fill_plan(struct memory_plan *p, const struct search *s, const struc
 		.arena = l->total,
 		.checkpoint = job_checkpoint_bytes(j),
 		.microbatch_tokens = j->g->tokens,
-		.flops_per_token = graph_flops(j->g, s->longest) / (double)j->g->tokens,
+		.flops_per_token = flops_per_token(j->g, s->longest),
 		.recompute = (int)j->recompute,
 	};
 	p->total_parameters = model_files_parameters(s->files);
@@ -74,7 +80,7 @@ static int forward_cost(const struct search *s, struct peft *peft, int64_t seq_l
 	if (r != 0) {
 		return r;
 	}
-	*ret_flops = graph_flops(j.g, seq_len) / (double)q.tokens;
+	*ret_flops = flops_per_token(j.g, seq_len);
 	*ret_bytes = 0;
 	for (int i = 0; i < j.g->n_params; i++) {
 		const struct param *p = &j.g->params[i];
@@ -247,6 +253,10 @@ int train_plan(struct memory_plan *ret, const struct model_files *files, struct 
 		return r;
 	}
 	s.peft = peft;
+	r = job_check_length(s.request.config, peft, longest, "train.max_length", err);
+	if (r != 0) {
+		return r;
+	}
 	s.longest = longest + (peft->method->virtual_tokens ? peft->method->virtual_tokens(peft) : 0);
 	r = choose_tokens(c, s.longest, &least, &most, err);
 	if (r != 0) {

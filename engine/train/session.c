@@ -64,11 +64,11 @@ static int check_arguments(const struct base_model *base, const struct train_con
 
 static int check_samples(const struct train_session *s, struct errmsg *err)
 {
-	int64_t vocab = base_model_config(s->base)->vocab_size;
+	const struct model_config *c = base_model_config(s->base);
 	int64_t most = s->job.g->tokens - s->job.g->virtual_tokens;
-	int r = samples_check(s->samples, vocab, most, "dataset", err);
+	int r = samples_check(s->samples, c, most, "dataset", err);
 	if (r == 0 && s->eval_samples) {
-		r = samples_check(s->eval_samples, vocab, most, "eval_dataset", err);
+		r = samples_check(s->eval_samples, c, most, "eval_dataset", err);
 	}
 	return r;
 }

@@ -25,14 +25,19 @@ struct head_state {
 	float *max, *sum;     /* [BQ]; max of scores · scale · log2(e) */
 };
 
-/* The scores that keys [k0, …) may not have for causality, set to -inf. Query lane i sees key j when
- * j <= i + offset. */
+/* Sets to -inf the scores of what causality and window hide: query lane i sees key j when
+ * 0 <= distance + i - j < window. */
 static void mask_scores(float *scores, const struct attention *a, const struct attention_block *b)
 {
-	int64_t offset = b->i0 + a->k_len[b->s] - a->q_len[b->s] - b->k0;
-	for (int64_t j = max_i64(0, offset + 1); j < b->keys; j++) {
-		int64_t hidden = min_i64(b->lanes, j - offset);
+	int64_t distance = block_distance(a, b);
+	for (int64_t j = max_i64(0, distance + 1); j < b->keys; j++) {
+		int64_t hidden = min_i64(b->lanes, j - distance);
 		for (int64_t i = 0; i < hidden; i++) {
+			scores[j * BQ + i] = -INFINITY;
+		}
+	}
+	for (int64_t j = 0; a->window > 0 && j < b->keys; j++) {
+		for (int64_t i = max_i64(0, a->window - distance + j); i < b->lanes; i++) {
 			scores[j * BQ + i] = -INFINITY;
 		}
 	}
@@ -103,13 +108,16 @@ static void forward_keys(const struct attention_args *p, const struct attention_
 {
 	const struct attention *a = p->a;
 	int64_t dim = a->head_dim;
-	float scale = a->scale * LOG2E;
+	float scale = p->shaped ? 1 : a->scale * LOG2E;
 	bool masked = masked_block(a, b);
 	for (int64_t h = 0; h < b->n_heads; h++) {
 		struct block_product qk = {*k, scores, BQ, false};
 		qk.g.b = (const char *)heads[h].q;
 		qk.g.b_step = BQ * 4;
 		CPU_FN(attention_product)(&qk, b->keys, b->lanes, p->dot);
+		if (p->shaped) {
+			CPU_FN(attention_shape_scores)(scores, p, b, b->head + h);
+		}
 		if (masked) {
 			mask_scores(scores, a, b);
 		}
@@ -134,9 +142,13 @@ struct forward_scratch {
 static void forward_range(const struct attention_args *p, struct attention_block *b,
 	const struct forward_scratch *x, struct mat k, struct mat v, int64_t row, int64_t k_end)
 {
+	const struct attention *a = p->a;
 	for (b->k0 = 0; b->k0 < k_end; b->k0 += BK) {
 		struct gemm gk, gv;
 		b->keys = min_i64(BK, k_end - b->k0);
+		if (outside_window(a, b)) {
+			continue;
+		}
 		CPU_FN(attention_left)(&gk, p, k, row + b->k0, b->keys, b->kv_head, x->temp);
 		CPU_FN(attention_left_transposed)(&gv, p, v, row + b->k0, b->keys, b->kv_head, x->temp_v);
 		forward_keys(p, b, x->heads, x->scores, x->probs, &gk, &gv);

@@ -25,6 +25,9 @@ struct attention_args {
 	int64_t *first; /* [n_seqs + 1]: number of the first item of each sequence */
 	float *delta;   /* [rows of q, n_heads] */
 	float *dk_sum, *dv_sum; /* [rows of k, n_kv_heads · hd], f32 */
+	bool shaped;            /* scores are capped or have a bias */
+	float *by_distance;     /* [n_heads, 2 · reach + 1]: the bias · log2(e) */
+	double *dbias;          /* [threads, n_heads, buckets]; NULL: not wanted */
 };
 
 /* One sequence under one key/value head, and a block of queries and one of keys in it. */
@@ -80,10 +83,24 @@ static inline int64_t visible_keys(const struct attention *a, int64_t s, int64_t
 	return a->causal ? min_i64(a->k_len[s], i + 1 + a->k_len[s] - a->q_len[s]) : a->k_len[s];
 }
 
+/* Position of the block's first query less that of its first key. */
+static inline int64_t block_distance(const struct attention *a, const struct attention_block *b)
+{
+	int64_t key = b->prefix ? b->k0 - a->prefix_len : b->k0;
+	return b->i0 + a->k_len[b->s] - a->q_len[b->s] - key;
+}
+
+/* Whether the window hides all of the block's keys from all of its queries. */
+static inline bool outside_window(const struct attention *a, const struct attention_block *b)
+{
+	return a->window > 0 && block_distance(a, b) - (b->keys - 1) >= a->window;
+}
+
 /* Whether some of the block's keys are hidden from some of its queries. */
 static inline bool masked_block(const struct attention *a, const struct attention_block *b)
 {
-	return a->causal && !b->prefix && visible_keys(a, b->s, b->i0) < b->k0 + b->keys;
+	return (a->causal && !b->prefix && visible_keys(a, b->s, b->i0) < b->k0 + b->keys) ||
+		(a->window > 0 && block_distance(a, b) + b->lanes > a->window);
 }
 
 /* ---- products ------------------------------------------------------------------------------ */
@@ -162,6 +179,25 @@ void CPU_FN(attention_left_transposed)(struct gemm *g, const struct attention_ar
 /* One head of rows of m = src[hd, BQ]ᵀ · factor (by row; NULL: 1). */
 void CPU_FN(attention_store_transposed)(struct mat m, int64_t row, int64_t rows, int64_t head,
 	int64_t head_dim, const float *src, const float *factor);
+
+/* ---- caps and biases (attention_scores.c) --------------------------------------------------- */
+
+/* Bytes of workspace for the bias, by the table's rows and the reach alone. */
+size_t CPU_FN(attention_bias_bytes)(const struct backend *b, const struct attention *a);
+
+/* Fills by_distance; zeroes dbias where it is wanted. `at`: their part of the workspace. */
+void CPU_FN(attention_bias_begin)(struct attention_args *p, void *at);
+
+/* From products of queries and keys to what the softmax is of, times log2(e): scaled, capped, biased. */
+void CPU_FN(attention_shape_scores)(float *scores, const struct attention_args *p,
+	const struct attention_block *b, int64_t head);
+
+/* Adds d[keys, BQ], the gradient of a block's shaped scores, to thread `part`'s sums. */
+void CPU_FN(attention_bias_add)(const struct attention_args *p, const struct attention_block *b,
+	int64_t head, const float *d, unsigned part);
+
+/* The sums of all threads, in their order, to the table's gradient. */
+void CPU_FN(attention_bias_finish)(const struct attention_args *p);
 
 /* ---- items --------------------------------------------------------------------------------- */
 

@@ -6,7 +6,8 @@
  *	dSᵀ = scale · Pᵀ ∘ (V·dOᵀ − delta)                dK += dSᵀ · Q       dQᵀ += Kᵀ · dSᵀ
  *
  * with delta the sums of dO ∘ O over head_dim. Query heads that share a key/value head add to its dK
- * and dV in their order.
+ * and dV in their order. Where scores are capped, dS is multiplied by the cap's derivative; a bias's
+ * gradient is the sum of dS without scale, along with dQ.
  *
  * Work is cut in one of two ways. Either an item is one key/value head of one sequence, all of it: five
  * products a pair of blocks, dK and dV summed in the workspace. Or, where such items are too few or too
@@ -40,12 +41,14 @@ struct backward_scratch {
 	float *scores, *grads;           /* [BK, BQ] f32: Pᵀ, dSᵀ */
 	float *p_left, *ds_left, *ds_right; /* the same as operands; in f32 the same memory */
 	float *dk, *dv;                  /* [BK, hd] */
+	float *shaped;                   /* [BK, BQ]: the gradient of shaped scores */
+	unsigned part;
 };
 
 static struct backward_scratch scratch_cut(const struct attention_args *p, unsigned part)
 {
 	char *s = cpu_scratch(p->backend, part);
-	struct backward_scratch x = {.temp = take(&s, BQ * p->hd)};
+	struct backward_scratch x = {.temp = take(&s, BQ * p->hd), .part = part};
 	for (int h = 0; h < GROUP; h++) {
 		x.heads[h] = (struct head_operands){take(&s, BQ * p->hd), take(&s, BQ * p->hd),
 			take(&s, BQ * p->hd), take(&s, BQ * p->hd), take(&s, BQ * p->hd), take(&s, BQ),
@@ -61,20 +64,23 @@ static struct backward_scratch scratch_cut(const struct attention_args *p, unsig
 	x.ds_right = p->dot ? take(&s, BK * BQ / 2) : x.grads;
 	x.dk = take(&s, BK * p->hd);
 	x.dv = take(&s, BK * p->hd);
+	x.shaped = p->shaped ? take(&s, BK * BQ) : NULL;
 	return x;
 }
 
-_Static_assert((6 * BK * 256 + GROUP * (5 * 256 + 2) * BQ + 4 * BK * BQ) * 4 <= CPU_SCRATCH_BYTES,
+_Static_assert((6 * BK * 256 + GROUP * (5 * 256 + 2) * BQ + 5 * BK * BQ) * 4 <= CPU_SCRATCH_BYTES,
 	"blocks must fit a thread's scratch");
 
 /* ---- a pair of blocks ---------------------------------------------------------------------- */
 
 /* From scores and V·dOᵀ to Pᵀ and dSᵀ, in the forms the products want. */
 ALWAYS_INLINE void gradients_block(const struct backward_scratch *x, const struct head_operands *head,
-	const struct attention *a, const struct attention_block *b, bool masked, bool dot)
+	const struct attention *a, const struct attention_block *b, bool masked, bool dot, bool shaped)
 {
-	int64_t offset = b->i0 + a->k_len[b->s] - a->q_len[b->s] - b->k0;
-	float scale = a->scale * LOG2E;
+	int64_t offset = block_distance(a, b);
+	float scale = shaped ? 1 : a->scale * LOG2E;
+	float by_cap = a->softcap > 0 ? 1 / (a->softcap * LOG2E) : 0;
+	float window = a->window > 0 ? (float)a->window : INFINITY;
 	vf lane;
 	for (int i = 0; i < VLEN; i++) {
 		lane[i] = (float)i;
@@ -89,9 +95,16 @@ ALWAYS_INLINE void gradients_block(const struct backward_scratch *x, const struc
 				vf e = vf_exp2(vf_load(s) * scale - lse);
 				if (masked) {
 					e = vf_select(last_key < (float)(j + k), vf_set(0), e);
+					e = vf_select(last_key - (float)(j + k) >= window, vf_set(0), e);
 				}
 				p[k] = e;
-				ds[k] = e * (vf_load(g) - delta) * a->scale;
+				if (shaped) {
+					vf d = e * (vf_load(g) - delta), u = vf_load(s) * by_cap;
+					vf_store(x->shaped + (j + k) * BQ + i, d);
+					ds[k] = d * (1.0f - u * u) * a->scale;
+				} else {
+					ds[k] = e * (vf_load(g) - delta) * a->scale;
+				}
 				if (dot) {
 					act_store(x->p_left, (j + k) * BQ + i, true, p[k]);
 					act_store(x->ds_left, (j + k) * BQ + i, true, ds[k]);
@@ -112,10 +125,13 @@ static void gradients(const struct backward_scratch *x, const struct head_operan
 	const struct attention_args *p, const struct attention_block *b)
 {
 	bool masked = masked_block(p->a, b);
-	if (p->dot) {
-		gradients_block(x, head, p->a, b, masked, true);
+	if (p->shaped) {
+		p->dot ? gradients_block(x, head, p->a, b, masked, true, true)
+			   : gradients_block(x, head, p->a, b, masked, false, true);
+	} else if (p->dot) {
+		gradients_block(x, head, p->a, b, masked, true, false);
 	} else {
-		gradients_block(x, head, p->a, b, masked, false);
+		gradients_block(x, head, p->a, b, masked, false, false);
 	}
 }
 
@@ -141,7 +157,14 @@ static void backward_pair(const struct attention_args *p, const struct backward_
 	dov.g.b_step = BQ * 4;
 	CPU_FN(attention_product)(&dov, b->keys, b->lanes, p->dot);
 
+	int64_t number = b->head + (head - x->heads);
+	if (p->shaped) {
+		CPU_FN(attention_shape_scores)(x->scores, p, b, number);
+	}
 	gradients(x, head, p, b);
+	if (p->dbias && (want & WANT_DQ)) {
+		CPU_FN(attention_bias_add)(p, b, number, x->shaped, x->part);
+	}
 	if (want & WANT_DKV) {
 		add_product(p, k->dv, k->stride, b->keys, p->hd, x->p_left, b->rows, head->do_rows, p->hd);
 		add_product(p, k->dk, k->stride, b->keys, p->hd, x->ds_left, b->rows, head->q_rows, p->hd);
@@ -197,13 +220,18 @@ static void queries_store(const struct attention_args *p, const struct backward_
 	}
 }
 
+static void keys_at(struct attention_block *b, int64_t k0, int64_t k_end)
+{
+	b->k0 = k0;
+	b->keys = min_i64(BK, k_end - k0);
+}
+
 static void keys_load(struct key_operands *k, const struct attention_args *p,
 	const struct backward_scratch *x, struct attention_block *b, int64_t k0, int64_t k_end, int want)
 {
 	int64_t row = b->prefix ? k0 : p->a->k_start[b->s] + k0;
 	struct mat km = b->prefix ? p->a->k_prefix : p->k, vm = b->prefix ? p->a->v_prefix : p->v;
-	b->k0 = k0;
-	b->keys = min_i64(BK, k_end - k0);
+	keys_at(b, k0, k_end);
 	CPU_FN(attention_left)(&k->k, p, km, row, b->keys, b->kv_head, x->temp_k);
 	CPU_FN(attention_left)(&k->v, p, vm, row, b->keys, b->kv_head, x->temp_v);
 	if (want & WANT_DQ) {
@@ -219,6 +247,10 @@ static void prefix_to_queries(const struct attention_args *p, const struct backw
 	struct key_operands k = {.stride = 0};
 	b->prefix = true;
 	for (int64_t k0 = 0; k0 < p->a->prefix_len; k0 += BK) {
+		keys_at(b, k0, p->a->prefix_len);
+		if (outside_window(p->a, b)) {
+			continue;
+		}
 		keys_load(&k, p, x, b, k0, p->a->prefix_len, WANT_DQ);
 		for (int64_t h = 0; h < b->n_heads; h++) {
 			backward_pair(p, x, b, &x->heads[h], &k, WANT_DQ);
@@ -278,6 +310,10 @@ static void backward_whole(const void *args, int64_t item, int64_t end, unsigned
 			queries_load(p, &x, &b, head, i0, WANT_DKV | WANT_DQ);
 			int64_t k_end = visible_keys(a, b.s, i0 + b.rows - 1);
 			for (int64_t k0 = 0; k0 < k_end; k0 += BK) {
+				keys_at(&b, k0, k_end);
+				if (outside_window(a, &b)) {
+					continue;
+				}
 				keys_load(&k, p, &x, &b, k0, k_end, WANT_DKV | WANT_DQ);
 				k.dk = p->dk_sum + sums + k0 * k.stride;
 				k.dv = p->dv_sum + sums + k0 * k.stride;
@@ -311,6 +347,10 @@ static void backward_keys(const void *args, int64_t item, int64_t end, unsigned 
 	for (int64_t head = b.kv_head * ratio; head < (b.kv_head + 1) * ratio; head += GROUP) {
 		int64_t i0 = first_query(a, b.s, k0) / BQ * BQ;
 		for (; i0 < a->q_len[b.s]; i0 += BQ) {
+			b.i0 = i0;
+			if (outside_window(a, &b)) {
+				break; /* and so are those that follow */
+			}
 			queries_load(p, &x, &b, head, i0, WANT_DKV);
 			for (int64_t h = 0; h < b.n_heads; h++) {
 				backward_pair(p, &x, &b, &x.heads[h], &k, WANT_DKV);
@@ -336,6 +376,10 @@ static void backward_queries(const void *args, int64_t item, int64_t end, unsign
 	queries_load(p, &x, &b, b.kv_head * ratio + rest % groups * GROUP, i0, WANT_DQ);
 	int64_t k_end = visible_keys(a, b.s, i0 + b.rows - 1);
 	for (int64_t k0 = 0; k0 < k_end; k0 += BK) {
+		keys_at(&b, k0, k_end);
+		if (outside_window(a, &b)) {
+			continue;
+		}
 		keys_load(&k, p, &x, &b, k0, k_end, WANT_DQ);
 		for (int64_t h = 0; h < b.n_heads; h++) {
 			backward_pair(p, &x, &b, &x.heads[h], &k, WANT_DQ);
@@ -361,6 +405,10 @@ static void backward_prefix(const void *args, int64_t item, int64_t end, unsigne
 	for (; b.s < a->n_seqs; b.s++) {
 		for (int64_t head = b.kv_head * ratio; head < (b.kv_head + 1) * ratio; head += GROUP) {
 			for (int64_t i0 = 0; i0 < a->q_len[b.s]; i0 += BQ) {
+				b.i0 = i0;
+				if (outside_window(a, &b)) {
+					break;
+				}
 				queries_load(p, &x, &b, head, i0, WANT_DKV);
 				for (int64_t h = 0; h < b.n_heads; h++) {
 					backward_pair(p, &x, &b, &x.heads[h], &k, WANT_DKV);
@@ -421,11 +469,14 @@ void CPU_FN(attention_backward)(struct backend *b, struct mat dq, struct mat dk,
 	}
 	if (whole_heads_pay(a, b->n_threads)) {
 		cpu_parallel_cyclic(b, a->n_seqs * a->n_kv_heads, backward_whole, &args);
-		return;
+	} else {
+		int64_t groups = div_up(a->n_heads / a->n_kv_heads, GROUP);
+		int64_t n = CPU_FN(attention_number)(&args, a->k_len, BK, a->n_kv_heads);
+		cpu_parallel_cyclic(b, n, backward_keys, &args);
+		n = CPU_FN(attention_number)(&args, a->q_len, BQ, groups * a->n_kv_heads);
+		cpu_parallel_cyclic(b, n, backward_queries, &args);
 	}
-	int64_t groups = div_up(a->n_heads / a->n_kv_heads, GROUP);
-	int64_t n = CPU_FN(attention_number)(&args, a->k_len, BK, a->n_kv_heads);
-	cpu_parallel_cyclic(b, n, backward_keys, &args);
-	n = CPU_FN(attention_number)(&args, a->q_len, BQ, groups * a->n_kv_heads);
-	cpu_parallel_cyclic(b, n, backward_queries, &args);
+	if (args.dbias) {
+		CPU_FN(attention_bias_finish)(&args);
+	}
 }

@@ -193,14 +193,15 @@ int64_t CPU_FN(attention_sequence)(const struct attention_args *p, int64_t item)
 	return lo;
 }
 
-/* Item numbers, delta, and the sums of dk and dv. */
+/* Item numbers, delta, what the bias needs, and the sums of dk and dv. */
 size_t CPU_FN(attention_workspace)(struct backend *b, const struct attention *a, int64_t max_rows,
 	int64_t max_seqs)
 {
 	size_t rows = (size_t)max_rows;
 	size_t kv = (size_t)(a->n_kv_heads * padded_dim(a->head_dim)) * sizeof(float);
 	return align_up((size_t)(max_seqs + 1) * sizeof(int64_t), 64) +
-		align_up(rows * (size_t)a->n_heads * sizeof(float), 64) + 2 * align_up(rows * kv, 64);
+		align_up(rows * (size_t)a->n_heads * sizeof(float), 64) + 2 * align_up(rows * kv, 64) +
+		align_up(CPU_FN(attention_bias_bytes)(b, a), 64);
 }
 
 void CPU_FN(attention_cut)(struct attention_args *p, void *workspace, int64_t q_rows,
@@ -212,6 +213,9 @@ void CPU_FN(attention_cut)(struct attention_args *p, void *workspace, int64_t q_
 	w += align_up((size_t)(p->a->n_seqs + 1) * sizeof(int64_t), 64);
 	p->delta = (float *)w;
 	w += align_up((size_t)(q_rows * p->a->n_heads) * sizeof(float), 64);
+	CPU_FN(attention_bias_begin)(p, w);
+	w += align_up(CPU_FN(attention_bias_bytes)(p->backend, p->a), 64);
+	/* Last: without a backward pass the keys may be those of a cache, with more rows than planned. */
 	p->dk_sum = (float *)w;
 	w += align_up((size_t)k_rows * kv, 64);
 	p->dv_sum = (float *)w;

@@ -6,6 +6,7 @@
 
 #include <math.h>
 
+#include "kernels/cpu/activation.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/vec.h"
 #include "util/util.h"
@@ -61,7 +62,29 @@ struct softmax_args {
 	const int64_t *rows;
 	double *losses;
 	float grad_scale;
+	float softcap; /* of the logits, which are capped already; 0: none */
 };
+
+/* Softmax of capped logits: their derivative is one of their value, so this is kept until the gradient. */
+ALWAYS_INLINE void capped_gradient(const struct softmax_args *a, int64_t i, float max, double sum,
+	bool bf16)
+{
+	const float *logits = mat_row(a->logits, i, false);
+	int32_t target = a->targets[a->rows[i]];
+	void *d = mat_row_mut(a->dlogits, i, bf16);
+	float scale = (float)(a->grad_scale / sum), by_cap = 1 / a->softcap;
+	int64_t vocab = a->logits.cols;
+	for (int64_t j = 0; j < vocab; j += VLEN) {
+		int64_t n = vocab - j;
+		vf t = act_load_n(logits, j, n, false);
+		vf e = vf_exp(t - max) * scale;
+		if (target >= j && target < j + VLEN) {
+			e[target - j] -= a->grad_scale;
+		}
+		vf u = t * by_cap;
+		act_store_n(d, j, n, bf16, e * (1.0f - u * u));
+	}
+}
 
 /* Rows of a chunk: losses[i] = log-sum-exp − logit of the target; dlogits = grad_scale · (softmax −
  * one-hot), which may lie where the logits do. */
@@ -69,6 +92,7 @@ ALWAYS_INLINE void softmax_rows(const struct softmax_args *a, int64_t begin, int
 	unsigned part, bool bf16)
 {
 	int64_t vocab = a->logits.cols;
+	bool capped = a->softcap > 0;
 	for (int64_t i = begin; i < end; i++) {
 		float *logits = mat_row_mut(a->logits, i, false);
 		int32_t target = a->targets[a->rows[i]];
@@ -89,7 +113,9 @@ ALWAYS_INLINE void softmax_rows(const struct softmax_args *a, int64_t begin, int
 			int64_t stop = min_i64(vocab, j + 64 * VLEN);
 			for (; j + VLEN <= stop; j += VLEN) {
 				vf e = vf_exp(vf_load(logits + j) - max);
-				vf_store(logits + j, e);
+				if (!capped) {
+					vf_store(logits + j, e);
+				}
 				part_sum += e;
 			}
 			if (j < stop) {
@@ -97,7 +123,7 @@ ALWAYS_INLINE void softmax_rows(const struct softmax_args *a, int64_t begin, int
 				float tail[VLEN];
 				vf_store(tail, vf_exp(act_load_n(logits, j, n, false) - max));
 				for (int64_t k = 0; k < n; k++) {
-					logits[j + k] = tail[k];
+					logits[j + k] = capped ? logits[j + k] : tail[k];
 					sum += tail[k];
 				}
 				j = stop;
@@ -106,7 +132,9 @@ ALWAYS_INLINE void softmax_rows(const struct softmax_args *a, int64_t begin, int
 		}
 		a->losses[i] = log(sum) + max - target_logit;
 
-		if (a->dlogits.data) {
+		if (a->dlogits.data && capped) {
+			capped_gradient(a, i, max, sum, bf16);
+		} else if (a->dlogits.data) {
 			void *d = mat_row_mut(a->dlogits, i, bf16);
 			float scale = (float)(a->grad_scale / sum);
 			logits[target] -= (float)sum;
@@ -134,6 +162,9 @@ static void chunk_forward(struct backend *b, const struct lm_head *h, const stru
 	if (h->a.data) {
 		CPU_FN(matmul)(b, c->low, c->x, false, h->a, true, 1, 0);
 		CPU_FN(matmul)(b, c->logits, c->low, false, h->b, true, h->scale, 1);
+	}
+	if (h->softcap > 0) {
+		CPU_FN(softcap)(b, c->logits, h->softcap);
 	}
 }
 
@@ -199,7 +230,8 @@ void CPU_FN(lm_head_loss)(struct backend *b, struct mat dx, double *loss_sum, st
 			.low = {ws + p.low, x.dtype, n, rank, rank},
 			.dlow = {ws + p.dlow, x.dtype, n, rank, rank},
 		};
-		struct softmax_args args = {c.logits, c.dlogits, targets, rows, losses, grad_scale};
+		struct softmax_args args = {c.logits, c.dlogits, targets, rows, losses, grad_scale,
+			h->softcap};
 		chunk_forward(b, h, &c);
 		cpu_parallel(b, n, cpu_row_grain(vocab * 4), ACT_PICK(softmax_rows, x.dtype), &args);
 		for (int64_t k = 0; k < n; k++) {

@@ -1,5 +1,5 @@
 /*
- * RMSNorm and its gradient. With n = sum · rstd (a row, d long) and y = w · n:
+ * RMSNorm and its gradient. With n = sum · rstd (a row, d long) and y = w · n, or (1 + w) · n:
  *
  *	dsum = rstd · (w·dy − n · mean(w·dy·n)),  dw = Σ over rows of dy · n
  */
@@ -15,7 +15,15 @@ struct forward_args {
 	float *rstd;
 	const void *w;
 	float eps;
+	bool one_plus;
 };
+
+/* Elements from j on of what a row is multiplied by. */
+ALWAYS_INLINE vf scale_at(const void *w, int64_t j, int64_t n, bool one_plus, bool bf16)
+{
+	vf v = act_load_n(w, j, n, bf16);
+	return one_plus ? v + 1.0f : v;
+}
 
 ALWAYS_INLINE void forward_rows(const struct forward_args *a, int64_t begin, int64_t end,
 	unsigned part, bool bf16)
@@ -45,17 +53,18 @@ ALWAYS_INLINE void forward_rows(const struct forward_args *a, int64_t begin, int
 		a->rstd[i] = rstd;
 		void *y = mat_row_mut(a->y, i, bf16);
 		for (int64_t j = 0; j < d; j += VLEN) {
-			vf n = act_round(act_load_n(s, j, d - j, bf16) * rstd, bf16);
-			act_store_n(y, j, d - j, bf16, act_load_n(a->w, j, d - j, bf16) * n);
+			vf n = act_load_n(s, j, d - j, bf16) * rstd;
+			n = a->one_plus ? n : act_round(n, bf16);
+			act_store_n(y, j, d - j, bf16, scale_at(a->w, j, d - j, a->one_plus, bf16) * n);
 		}
 	}
 }
 ACT_PAIR(forward_rows, struct forward_args)
 
 void CPU_FN(rmsnorm_forward)(struct backend *b, struct mat y, struct mat sum, float *rstd,
-	struct mat x, struct mat delta, const void *w, float eps)
+	struct mat x, struct mat delta, const void *w, float eps, bool one_plus)
 {
-	struct forward_args args = {y, sum, x, delta, rstd, w, eps};
+	struct forward_args args = {y, sum, x, delta, rstd, w, eps, one_plus};
 	cpu_parallel(b, x.rows, cpu_row_grain(x.cols), ACT_PICK(forward_rows, x.dtype), &args);
 }
 
@@ -64,6 +73,7 @@ struct backward_args {
 	float *dw;
 	const float *rstd;
 	const void *w;
+	bool one_plus;
 };
 
 ALWAYS_INLINE void backward_rows(const struct backward_args *a, int64_t begin, int64_t end,
@@ -79,13 +89,13 @@ ALWAYS_INLINE void backward_rows(const struct backward_args *a, int64_t begin, i
 		vf dot = vf_set(0);
 		for (int64_t j = 0; j < d; j += VLEN) {
 			int64_t n = d - j;
-			dot += act_load_n(a->w, j, n, bf16) * act_load_n(dy, j, n, bf16) *
+			dot += scale_at(a->w, j, n, a->one_plus, bf16) * act_load_n(dy, j, n, bf16) *
 				act_load_n(sum, j, n, bf16);
 		}
 		float mean = vf_sum(dot) * rstd * rstd / (float)d;
 		for (int64_t j = 0; j < d; j += VLEN) {
 			int64_t n = d - j;
-			vf g = act_load_n(a->w, j, n, bf16) * act_load_n(dy, j, n, bf16);
+			vf g = scale_at(a->w, j, n, a->one_plus, bf16) * act_load_n(dy, j, n, bf16);
 			vf v = (g - act_load_n(sum, j, n, bf16) * mean) * rstd;
 			if (dsum) {
 				v += act_load_n(dsum, j, n, bf16);
@@ -120,9 +130,9 @@ ALWAYS_INLINE void backward_weight(const struct backward_args *a, int64_t begin,
 ACT_PAIR(backward_weight, struct backward_args)
 
 void CPU_FN(rmsnorm_backward)(struct backend *b, struct mat dx, float *dw, struct mat dy,
-	struct mat dsum, struct mat sum, const float *rstd, const void *w)
+	struct mat dsum, struct mat sum, const float *rstd, const void *w, bool one_plus)
 {
-	struct backward_args args = {dx, dy, dsum, sum, dw, rstd, w};
+	struct backward_args args = {dx, dy, dsum, sum, dw, rstd, w, one_plus};
 	if (dw) { /* first: dx may lie where dy does */
 		cpu_parallel(b, (dx.cols + VLEN - 1) / VLEN, cpu_row_grain(dx.rows * VLEN),
 			ACT_PICK(backward_weight, dx.dtype), &args);

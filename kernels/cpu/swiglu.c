@@ -4,14 +4,10 @@
  *	du = dh · g·s,  dg = dh · u · s · (1 + g·(1 − s))
  */
 
+#include "kernels/cpu/activation.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/vec.h"
 #include "util/util.h"
-
-ALWAYS_INLINE vf sigmoid(vf x)
-{
-	return 1.0f / (1.0f + vf_exp(-x));
-}
 
 struct forward_args {
 	struct mat h, gate, up;

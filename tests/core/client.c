@@ -415,7 +415,9 @@ void ask_generate(struct client *c, uint64_t session, const uint8_t id[16], cons
 	Peftd__V1__GenerateRequest m = PEFTD__V1__GENERATE_REQUEST__INIT;
 	Peftd__V1__AdapterRef a = PEFTD__V1__ADAPTER_REF__INIT;
 	m.model = proto_bytes(model);
-	m.prompt = proto_bytes("Once");
+	ProtobufCBinaryData prompt = proto_bytes("Once");
+	m.prompt = &prompt;
+	m.n_prompt = 1;
 	m.has_max_new_tokens = true;
 	m.max_new_tokens = tokens;
 	a.has_job = true;

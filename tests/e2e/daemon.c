@@ -417,7 +417,7 @@ json_t *ctl_json(const struct daemon *d, ...)
 	a.argv[n + 1] = NULL;
 	_cleanup_(freep) char *out = must_succeed(&a);
 	json_error_t error;
-	json_t *v = json_loads(out, 0, &error);
+	json_t *v = json_loads(out, JSON_ALLOW_NUL, &error);
 	if (!v) {
 		fail_msg("no JSON object: %s: %s", error.text, out);
 	}
@@ -468,7 +468,7 @@ json_t *json_lines(const char *text)
 	for (const char *p = text; *p;) {
 		size_t n = strcspn(p, "\n");
 		json_error_t error;
-		json_t *v = json_loadb(p, n, 0, &error);
+		json_t *v = json_loadb(p, n, JSON_ALLOW_NUL, &error);
 		if (!v) {
 			fail_msg("no JSON object: %s: %.*s", error.text, (int)n, p);
 		}

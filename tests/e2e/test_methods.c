@@ -359,9 +359,75 @@ static void test_seeds(void **state)
 	ran_deinit(&r);
 }
 
+/* ---- an encoder-decoder -------------------------------------------------------------------- */
+
+#define T5_METHODS "full,bitfit,ln_tuning,select,lora,bottleneck,prompt_tuning,p_tuning,prefix_tuning,ia3"
+enum { N_T5_METHODS = 10 };
+
+static void check_t5_job(const struct daemon *d, json_t *row)
+{
+	char id[24];
+	snprintf(id, sizeof(id), "%.0f", number(row, "job"));
+	check_row(row);
+	json_t *e = ctl_json(d, "eval", "--model", "t5", "--dataset", "test", "--adapter", id, NULL);
+	double loss = number(e, "loss"), want = number(row, "last_eval_loss");
+	if (!(fabs(loss - want) <= 1e-5 * fabs(want))) {
+		fail_msg("%s: %g, not %g", text(row, "method"), loss, want);
+	}
+	json_decref(e);
+	e = ctl_json(d, "generate", "--model", "t5", "--adapter", id, "--max-new-tokens", "5", "7 plus 5 is",
+		NULL);
+	assert_true(number(e, "new_tokens") >= 1);
+	json_decref(e);
+}
+
+static void test_encoder_decoder(void **state)
+{
+	struct daemon *d = *state;
+	_cleanup_(freep) char *dir = tiny_path(d->dir, "t5"), *chat = tiny_path(d->dir, "chat.jsonl");
+	tiny_t5_write(dir, 1);
+	free(ctl_ok(d, "model", "add", "t5", dir, NULL));
+	_cleanup_(freep) char *submitted = ctl_ok(d, "submit", "-q", "--model", "t5", "--dataset", "rows",
+		"--eval-dataset", "test", "--set", "select.parameters=[.*relative_attention_bias\\.weight]",
+		"--set", "prompt_tuning.num_virtual_tokens=3", "--set", "p_tuning.num_virtual_tokens=3", "--set",
+		"prefix_tuning.num_virtual_tokens=3", "--set", "train.dtype=f32", "--set",
+		"train.batch_size=4", "--set", "train.max_length=64", "--set", "train.max_steps=24", "--set",
+		"train.learning_rate=1e-3", "--sweep", "method=" T5_METHODS, NULL);
+	assert_int_equal(submitted[0], 's');
+	uint64_t first = strtoull(submitted + 1, NULL, 10);
+	for (uint64_t job = first; job < first + N_T5_METHODS; job++) {
+		wait_job(d, job, "SUCCEEDED");
+	}
+	char sweep[24];
+	snprintf(sweep, sizeof(sweep), "s%" PRIu64, first);
+	_cleanup_(freep) char *out = ctl_ok(d, "compare", sweep, "--json", "-q", NULL);
+	json_t *rows = json_lines(out), *row;
+	size_t i;
+	assert_int_equal(json_array_size(rows), N_T5_METHODS);
+	json_array_foreach(rows, i, row) {
+		check_t5_job(d, row);
+	}
+	json_decref(rows);
+
+	static const char talk[] = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, "
+		"{\"role\": \"assistant\", \"content\": \"b\"}]}\n";
+	tiny_write_file(chat, talk, strlen(talk));
+	free(ctl_ok(d, "dataset", "put", "chat", chat, NULL));
+	struct ran r;
+	ctl(d, &r, "submit", "--model", "t5", "--dataset", "chat", NULL);
+	assert_int_equal(r.code, 1);
+	assert_words(r.err, "pairs of prompt and completion", NULL);
+	ran_deinit(&r);
+	ctl(d, &r, "submit", "--model", "t5", "--dataset", "rows", "--method", "last_k", NULL);
+	assert_int_equal(r.code, 1);
+	assert_words(r.err, "last_k: this model has an encoder and a decoder", NULL);
+	ran_deinit(&r);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_encoder_decoder),
 		cmocka_unit_test(test_seeds),
 		cmocka_unit_test(test_killed),
 		cmocka_unit_test(test_all),

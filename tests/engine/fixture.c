@@ -1,3 +1,4 @@
+#include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,6 +16,10 @@
 
 const char *const golden_cases[] = {"mha", "gqa2-llama3", "gqa3-linear-bias", "gqa3-odd", NULL};
 
+const char *const lora_cases[] = {"mha", "gqa2-llama3", "gqa3-linear-bias", "gqa3-odd",
+	"models/gemma2-usual", "models/gemma3-usual", "models/gpt2-usual", "models/gpt_neox-parallel",
+	"models/qwen3-gqa", "seq2seq/t5-relu", "seq2seq/t5-v1_1", "seq2seq/t5-uneven", NULL};
+
 const char *const golden_methods[] = {
 	"methods/bitfit-beft",
 	"methods/bitfit-beft-targets",
@@ -28,20 +33,27 @@ const char *const golden_methods[] = {
 	"methods/full-tied",
 	"methods/full-untied",
 	"methods/ia3-default",
+	"methods/ia3-gpt2",
 	"methods/ia3-inputs",
 	"methods/ia3-outputs",
+	"methods/ia3-phi3",
 	"methods/last_k-0-head",
 	"methods/last_k-0-tied-head",
 	"methods/last_k-1",
 	"methods/last_k-2-head-norm",
 	"methods/last_k-all",
 	"methods/ln_tuning-default",
+	"methods/ln_tuning-gemma3",
+	"methods/ln_tuning-gpt2",
 	"methods/ln_tuning-target",
 	"methods/lora-bias-all",
+	"methods/lora-bias-gpt_neox",
 	"methods/lora-bias-lora_only",
 	"methods/lora-dora",
 	"methods/lora-dora-bias",
+	"methods/lora-dora-gpt2",
 	"methods/lora-embeddings",
+	"methods/lora-embeddings-gemma3",
 	"methods/lora-embeddings-tied",
 	"methods/lora-head",
 	"methods/lora-layers",
@@ -58,15 +70,62 @@ const char *const golden_methods[] = {
 	"methods/p_tuning-lstm2",
 	"methods/p_tuning-mlp",
 	"methods/prefix_tuning-default",
+	"methods/prefix_tuning-gemma3",
+	"methods/prefix_tuning-gpt2",
 	"methods/prefix_tuning-mha",
 	"methods/prefix_tuning-one",
 	"methods/prefix_tuning-projection",
+	"methods/prompt_tuning-gemma3",
+	"methods/prompt_tuning-gpt2",
 	"methods/prompt_tuning-one",
 	"methods/prompt_tuning-random",
 	"methods/select-embeddings",
+	"methods/select-gpt2",
 	"methods/select-some",
 	NULL,
 };
+
+static const char *golden_root(void)
+{
+	const char *root = getenv("PEFTD_GOLDEN");
+	return root ? root : "tests/golden";
+}
+
+static int compare_names(const void *a, const void *b)
+{
+	return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+char **golden_folders(const char *kind)
+{
+	char path[4096];
+	size_t n = 0;
+	char **names = NULL;
+	snprintf(path, sizeof(path), "%s/%s", golden_root(), kind);
+	DIR *d = opendir(path);
+	assert_non_null(d);
+	for (struct dirent *e; (e = readdir(d));) {
+		if (e->d_name[0] == '.' || strchr(e->d_name, '.')) {
+			continue; /* versions.json */
+		}
+		names = realloc(names, (n + 2) * sizeof(*names));
+		assert_non_null(names);
+		assert_true(asprintf(&names[n++], "%s/%s", kind, e->d_name) > 0);
+	}
+	closedir(d);
+	assert_true(n > 0);
+	qsort(names, n, sizeof(*names), compare_names);
+	names[n] = NULL;
+	return names;
+}
+
+void golden_folders_free(char **names)
+{
+	for (int k = 0; names[k]; k++) {
+		free(names[k]);
+	}
+	free(names);
+}
 
 void expect_ok(int r, const struct errmsg *err, const char *what, int line)
 {
@@ -132,6 +191,10 @@ static void read_rows(struct fixture *f)
 	assert_non_null(s->ids);
 	assert_non_null(s->labels);
 	assert_non_null(s->row);
+	if (model_files_config(f->files)->is_encoder_decoder) {
+		s->source_len = calloc(n, sizeof(*s->source_len));
+		assert_non_null(s->source_len);
+	}
 	for (size_t i = 0; i < n; i++) {
 		json_t *ids = json_object_get(json_array_get(rows, i), "ids");
 		json_t *labels = json_object_get(json_array_get(rows, i), "labels");
@@ -143,7 +206,12 @@ static void read_rows(struct fixture *f)
 		}
 		s->start[i + 1] = s->start[i] + len;
 		s->row[i] = i;
-		s->longest_kept = s->longest = max_i64(s->longest, len);
+		if (s->source_len) {
+			s->source_len[i] = json_integer_value(json_object_get(json_array_get(rows, i),
+				"source_len"));
+			assert_true(s->source_len[i] > 0 && s->source_len[i] < len);
+		}
+		s->longest_kept = s->longest = max_i64(s->longest, sample_longest_side(s, i));
 	}
 }
 
@@ -210,10 +278,9 @@ void fixture_open(struct fixture *f, const char *name)
 {
 	struct errmsg err = {0};
 	bool method = strchr(name, '/') != NULL;
-	const char *root = getenv("PEFTD_GOLDEN");
+	const char *root = golden_root();
 	char adapter[4096], model[4096];
 	*f = (struct fixture){0};
-	root = root ? root : "tests/golden";
 	assert_true(asprintf(&f->folder, "%s/%s%s", root, method ? "" : "llama/", name) > 0);
 
 	size_t len;
@@ -259,6 +326,7 @@ void fixture_close(struct fixture *f)
 	free(f->samples.labels);
 	free(f->samples.row);
 	free(f->samples.fault);
+	free(f->samples.source_len);
 	free(f->folder);
 	*f = (struct fixture){0};
 }

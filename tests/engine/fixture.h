@@ -24,7 +24,11 @@ struct fixture {
 };
 
 extern const char *const golden_cases[];   /* NULL-terminated */
+extern const char *const lora_cases[];     /* these and one or two of each family with other operations */
 extern const char *const golden_methods[]; /* too */
+/* The folders of tests/golden/KIND, "models/gpt2-usual" and so on, sorted; NULL-terminated. */
+char **golden_folders(const char *kind);
+void golden_folders_free(char **names);
 
 void fixture_open(struct fixture *f, const char *name);
 void fixture_base(struct fixture *f, enum dtype dtype, bool train);

@@ -36,7 +36,9 @@ static void print_result(struct fixture *f, const struct adapter *a)
 	struct generator *g = NULL;
 	struct adapter_files files = adapter_files(a->kind);
 	OK(engine_eval(f->base, a, &f->samples, &eval, &err));
-	OK(generator_new(&g, f->base, a, f->samples.ids, (size_t)f->samples.start[1], &o, &err));
+	const struct samples *s = &f->samples;
+	OK(generator_new(&g, f->base, a, s->ids, (size_t)(s->source_len ? s->source_len[0] : s->start[1]),
+		&o, &err));
 	printf("{\"files\": [\"%s\", \"%s\"], \"loss\": %.17g, \"logits\": [", files.config, files.weights,
 		eval.loss);
 	for (int64_t i = 0; i < model_files_config(f->files)->vocab_size; i++) {

@@ -296,7 +296,6 @@ static void test_folders(void **state)
 {
 	const char *ia3 = "methods/ia3-default", *prompt = "methods/prompt_tuning-random";
 	const char *bottleneck = "methods/bottleneck-houlsby";
-	refuse_folder(ia3, "\"fan_in_fan_out\": false", "\"fan_in_fan_out\": true", "fan_in_fan_out");
 	refuse_folder(ia3, "\"modules_to_save\": null", "\"modules_to_save\": [\"lm_head\"]",
 		"modules_to_save");
 	refuse_folder(ia3, "\"v_proj\"", "\"q_proj\"", "left over");

@@ -177,9 +177,9 @@ static void test_nothing_below_the_lowest(void **state)
 		assert_int_equal(j.g->n_params, 2);
 		assert_int_equal(count(j.g, &op_low_rank_backward), 1);
 		assert_int_equal(count(j.g, &op_linear_backward), cases[i].linear);
-		assert_int_equal(count(j.g, &op_rmsnorm_backward), cases[i].norm);
+		assert_int_equal(count(j.g, &op_norm_backward), cases[i].norm);
 		assert_int_equal(count(j.g, &op_attention_backward), cases[i].attention);
-		assert_int_equal(count(j.g, &op_swiglu_backward), cases[i].swiglu);
+		assert_int_equal(count(j.g, &op_gated_backward), cases[i].swiglu);
 		assert_int_equal(count(j.g, &op_add), 0);
 		job_deinit(&j);
 		peft_free(peft);
@@ -293,6 +293,49 @@ static void test_flops(void **state)
 	fixture_close(&f);
 }
 
+/* Of a forward pass of the bare base, a token of each side, in sequences of n tokens. */
+static double forward_flops(const char *name, int64_t n, struct model_config *ret_config)
+{
+	struct errmsg err = {0};
+	struct fixture f;
+	struct job j;
+	fixture_open(&f, name);
+	*ret_config = *model_files_config(f.files);
+	const struct graph_request q = {.config = ret_config, .purpose = GRAPH_TRAIN,
+		.backend = f.backend, .dtype = DTYPE_F32, .tokens = 64, .max_seqs = 8};
+	OK(job_build(&j, &q, NULL, RECOMPUTE_CHEAP, &err));
+	double got = graph_flops(j.g, n) / 64;
+	job_deinit(&j);
+	fixture_close(&f);
+	return got;
+}
+
+/* Windows shorten what attention costs, and an encoder-decoder has three kinds of it. */
+static void test_flops_of_families(void **state)
+{
+	struct model_config c;
+	double got = forward_flops("models/mistral-window", 32, &c), keys = 0;
+	for (int i = 0; i < 32; i++) {
+		keys += fmin(i + 1, (double)c.sliding_window) / 32;
+	}
+	double d = (double)c.hidden_size, inner = (double)c.intermediate_size;
+	double q = (double)(c.num_attention_heads * c.head_dim);
+	double kv = (double)(c.num_key_value_heads * c.head_dim);
+	double layer = 2 * (2 * q * d + 2 * kv * d + 3 * d * inner) + 4 * keys * q;
+	double want = (double)c.num_hidden_layers * layer + 2 * d * (double)c.vocab_size;
+	assert_true(fabs(got - want) <= 1e-9 * want);
+
+	got = forward_flops("seq2seq/t5-uneven", 32, &c);
+	d = (double)c.hidden_size;
+	inner = (double)c.intermediate_size;
+	q = (double)(c.num_attention_heads * c.head_dim);
+	double encoder = 2 * (4 * q * d + 3 * d * inner) + 4 * 32 * q;
+	double decoder = 2 * (8 * q * d + 3 * d * inner) + 4 * (33.0 / 2 + 32) * q;
+	want = (double)c.num_hidden_layers * encoder + (double)c.num_decoder_layers * decoder +
+		2 * d * (double)c.vocab_size;
+	assert_true(fabs(got - want) <= 1e-9 * want);
+}
+
 /* ---- targets and configurations ------------------------------------------------------------ */
 
 static void refuse(struct fixture *f, struct train_config *c, struct method_config *m,
@@ -389,7 +432,7 @@ static void test_rope_table(void **state)
 {
 	struct model_config c = {.head_dim = 64, .rope_theta = 500000};
 	_cleanup_(freep) float *out = malloc(4096 * 64 * sizeof(float));
-	rope_table(&c, 4096, out);
+	rope_table(&c, 0, 4096, out);
 	for (int64_t i = 0; i < 32; i++) {
 		double inv = pow(500000, -(double)i / 32);
 		for (int64_t p = 0; p < 4096; p += 61) {
@@ -412,6 +455,7 @@ int main(void)
 		cmocka_unit_test(test_placement),
 		cmocka_unit_test(test_activations),
 		cmocka_unit_test(test_flops),
+		cmocka_unit_test(test_flops_of_families),
 		cmocka_unit_test(test_targets),
 		cmocka_unit_test(test_config),
 		cmocka_unit_test(test_rope_table),

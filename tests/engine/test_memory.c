@@ -163,11 +163,13 @@ static void plan_is_what_is_taken(const char *name, enum dtype dtype)
 	fixture_close(&f);
 }
 
-/* Every method, by the cases of test_methods.c, and LoRA's own cases; of them those whose name holds
- * `only` (NULL: all). */
+/* Every method and family, by the cases of test_methods.c, and LoRA's own cases; of them those whose name
+ * holds `only` (NULL: all). */
 static void for_all_cases(const char *only, void (*fn)(const char *name, enum dtype dtype))
 {
-	const char *const *const lists[] = {golden_cases, golden_methods};
+	char **models = golden_folders("models"), **pairs = golden_folders("seq2seq");
+	const char *const *const lists[] = {golden_cases, golden_methods, (const char *const *)models,
+		(const char *const *)pairs};
 	for (size_t i = 0; i < ARRAY_LEN(lists); i++) {
 		for (int k = 0; lists[i][k]; k++) {
 			if (!only || strstr(lists[i][k], only)) {
@@ -176,6 +178,8 @@ static void for_all_cases(const char *only, void (*fn)(const char *name, enum dt
 			}
 		}
 	}
+	golden_folders_free(models);
+	golden_folders_free(pairs);
 }
 
 static void test_plan_is_what_is_taken(void **state)

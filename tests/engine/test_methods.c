@@ -1,8 +1,9 @@
 /*
- * Every method against the library that has it, or against transformers where none has: gradients,
- * losses, the trajectory, what it exports, what it imports, and that it resumes to the same bits.
- * tests/golden/make_methods.py made the values. Arguments: only the cases whose names hold one of
- * them.
+ * Every method against the library that has it, or against transformers where none has, and every family
+ * of models with LoRA: gradients, losses, the trajectory, what it exports, what it imports, and that it
+ * resumes to the same bits; of families the logits at every position, too; encoder-decoders likewise.
+ * tests/golden/make_methods.py, make_models.py and make_seq2seq.py made the values. Arguments: only the cases whose names
+ * hold one of them.
  */
 #include <math.h>
 #include <setjmp.h>
@@ -211,7 +212,9 @@ static void check_logits(struct fixture *f, const struct adapter *a, const char 
 	struct generate_options o = {.max_new_tokens = 12};
 	struct generator *g = NULL;
 	int64_t vocab = model_files_config(f->files)->vocab_size;
-	OK(generator_new(&g, f->base, a, f->samples.ids, (size_t)f->samples.start[1], &o, &err));
+	const struct samples *s = &f->samples;
+	OK(generator_new(&g, f->base, a, s->ids, (size_t)(s->source_len ? s->source_len[0] : s->start[1]),
+		&o, &err));
 	const float *logits = generator_logits(g);
 	double scale = 0;
 	for (int64_t i = 0; i < vocab; i++) {
@@ -382,6 +385,85 @@ static void test_bf16(void **state)
 	fixture_close(&f);
 }
 
+/* The bare base at every position of a row, each by itself. */
+static void test_logits(void **state)
+{
+	struct errmsg err = {0};
+	struct fixture f;
+	struct golden_tensors t;
+	fixture_open(&f, *state);
+	fixture_base(&f, DTYPE_F32, false);
+	golden_tensors_open(&t, &f);
+	size_t row = (size_t)golden_number(&f, "logits_row");
+	int64_t n = f.samples.start[row + 1] - f.samples.start[row];
+	int64_t vocab = model_files_config(f.files)->vocab_size;
+	const struct st_tensor *stored = safetensors_find(&t.st, "logits");
+	_cleanup_(freep) float *want = alloc_array((size_t)(n * vocab), sizeof(*want));
+	assert_non_null(stored);
+	assert_non_null(want);
+	assert_int_equal(stored->bytes, (size_t)(n * vocab) * sizeof(*want));
+	OK(st_tensor_read_f32(stored, want, &err));
+	for (int64_t i = 0; i < n; i++) {
+		struct generate_options o = {.max_new_tokens = 1};
+		struct generator *g = NULL;
+		OK(generator_new(&g, f.base, NULL, f.samples.ids + f.samples.start[row], (size_t)i + 1, &o,
+			&err));
+		for (int64_t k = 0; k < vocab; k++) {
+			double got = (double)generator_logits(g)[k], off = got - (double)want[i * vocab + k];
+			if (!(fabs(off) <= 1e-4)) {
+				print_error("%s: logit %lld at position %lld: %.9g, off by %.3g\n", f.folder,
+					(long long)k, (long long)i, got, off);
+				fail();
+			}
+		}
+		generator_free(g);
+	}
+	golden_tensors_close(&t);
+	fixture_close(&f);
+}
+
+/* The bare encoder-decoder at every step of its greedy continuation. */
+static void test_steps(void **state)
+{
+	struct errmsg err = {0};
+	struct fixture f;
+	struct golden_tensors t;
+	fixture_open(&f, *state);
+	fixture_base(&f, DTYPE_F32, false);
+	golden_tensors_open(&t, &f);
+	json_t *greedy = json_object_get(f.golden, "base_greedy");
+	size_t n = json_array_size(greedy), vocab = (size_t)model_files_config(f.files)->vocab_size;
+	assert_true(n > 20);
+	_cleanup_(freep) float *want = golden_tensor(&t, "steps", "logits", n * vocab);
+	const struct samples *s = &f.samples;
+	struct generate_options o = {.max_new_tokens = (int64_t)n};
+	struct generator *g = NULL;
+	OK(generator_new(&g, f.base, NULL, s->ids + s->start[1], (size_t)s->source_len[1], &o, &err));
+	for (size_t i = 0; i < n; i++) {
+		int32_t id;
+		bool stopped;
+		const float *logits = generator_logits(g);
+		for (size_t k = 0; k < vocab; k++) {
+			double off = (double)logits[k] - (double)want[i * vocab + k];
+			if (!(fabs(off) <= 1e-4)) {
+				print_error("%s: logit %zu at step %zu: %.9g, off by %.3g\n", f.folder, k, i,
+					(double)logits[k], off);
+				fail();
+			}
+		}
+		assert_int_equal(generator_next(g, &id, &stopped, &err), 1);
+		assert_int_equal(id, json_integer_value(json_array_get(greedy, i)));
+	}
+	generator_free(g);
+	golden_tensors_close(&t);
+	fixture_close(&f);
+}
+
+static bool has_own_model(const char *name)
+{
+	return strncmp(name, "seq2seq/t5", 10) == 0 || strncmp(name, "seq2seq/mt5", 11) == 0;
+}
+
 static bool wanted(const char *name, int argc, char **argv)
 {
 	for (int i = 1; i < argc; i++) {
@@ -394,17 +476,30 @@ static bool wanted(const char *name, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-	struct CMUnitTest tests[256];
+	static void (*const functions[])(void **) = {test_case, test_cut, test_bf16};
+	struct CMUnitTest tests[1024];
+	char **models = golden_folders("models"), **pairs = golden_folders("seq2seq");
+	const char *const *const lists[] = {golden_methods, (const char *const *)models,
+		(const char *const *)pairs};
 	size_t n = 0;
 	memset(tests, 0, sizeof(tests));
-	void (*const functions[])(void **) = {test_case, test_cut, test_bf16};
-	for (int k = 0; golden_methods[k]; k++) {
-		for (size_t i = 0; i < ARRAY_LEN(functions) && wanted(golden_methods[k], argc, argv); i++) {
-			const char *name = golden_methods[k];
-			assert_true(n < ARRAY_LEN(tests));
-			tests[n++] = (struct CMUnitTest){name, functions[i], NULL, NULL,
-				(void *)(uintptr_t)name};
+	for (size_t list = 0; list < ARRAY_LEN(lists); list++) {
+		for (int k = 0; lists[list][k]; k++) {
+			const char *name = lists[list][k];
+			bool own = list == 2 && has_own_model(name);
+			CMUnitTestFunction last = list == 1 ? test_logits : own ? test_steps : NULL;
+			for (size_t i = 0; i < 4 && wanted(name, argc, argv); i++) {
+				CMUnitTestFunction function = i < 3 ? functions[i] : last;
+				assert_true(n < ARRAY_LEN(tests));
+				if (function) {
+					tests[n++] = (struct CMUnitTest){name, function, NULL, NULL,
+						(void *)(uintptr_t)name};
+				}
+			}
 		}
 	}
-	return _cmocka_run_group_tests("methods", tests, n, NULL, NULL);
+	int failed = _cmocka_run_group_tests("methods", tests, n, NULL, NULL);
+	golden_folders_free(models);
+	golden_folders_free(pairs);
+	return failed;
 }

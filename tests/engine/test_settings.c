@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "engine/generate/generate.h"
 #include "tests/engine/fixture.h"
 #include "util/util.h"
 
@@ -204,6 +205,40 @@ static void test_dropout_at_use(void **state)
 	fixture_close(&f);
 }
 
+/* GPT-2 has 128 positions here, and none after them: not for training, evaluating or generating; what a
+ * method puts before the rows counts. */
+static void test_positions_end(void **state)
+{
+	struct errmsg err = {0};
+	struct fixture f;
+	struct memory_plan p;
+	struct generator *g = NULL;
+	struct method_config prefix = {.method = "prefix_tuning"};
+	fixture_open(&f, "models/gpt2-usual");
+	fixture_base(&f, DTYPE_F32, false);
+	prefix.prefix_tuning.num_virtual_tokens = 4;
+	const struct {
+		const struct method_config *method;
+		int64_t longest;
+		int want;
+	} plans[] = {{&f.method, 128, 0}, {&f.method, 129, STATUS_INVALID}, {&prefix, 124, 0},
+		{&prefix, 125, STATUS_INVALID}};
+	for (size_t i = 0; i < ARRAY_LEN(plans); i++) {
+		int r = train_plan(&p, f.files, f.backend, &f.config, plans[i].method, plans[i].longest, 0,
+			&err);
+		assert_int_equal(r, plans[i].want);
+		assert_true(r == 0 || strstr(err.text, "positions for 128"));
+	}
+	for (int64_t new = 123; new <= 124; new++) {
+		struct generate_options o = {.max_new_tokens = new};
+		int r = generator_new(&g, f.base, NULL, f.samples.ids, 5, &o, &err);
+		assert_int_equal(r, new == 123 ? 0 : STATUS_INVALID);
+		generator_free(r == 0 ? g : NULL);
+	}
+	assert_non_null(strstr(err.text, "prompt and max_new_tokens: 129 tokens; this model has positions"));
+	fixture_close(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -212,6 +247,7 @@ int main(void)
 		cmocka_unit_test(test_inference_cost),
 		cmocka_unit_test(test_advice),
 		cmocka_unit_test(test_dropout_at_use),
+		cmocka_unit_test(test_positions_end),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -120,10 +120,10 @@ static void compare(struct train_session *a, struct train_session *b, double tol
 
 static void test_cutting(void **state)
 {
-	for (int k = 0; golden_cases[k]; k++) {
+	for (int k = 0; lora_cases[k]; k++) {
 		for (int dropout = 0; dropout < 2; dropout++) {
 			struct fixture f;
-			fixture_open(&f, golden_cases[k]);
+			fixture_open(&f, lora_cases[k]);
 			f.method.lora.lora_dropout = dropout ? 0.25 : 0;
 			f.config.batch_size = 8;
 			fixture_base(&f, DTYPE_F32, true);
@@ -229,11 +229,11 @@ static struct train_session *session_limited(struct fixture *f, uint64_t limit,
  * whatever it chose computes the same. */
 static void test_limits(void **state)
 {
-	for (int k = 0; golden_cases[k]; k++) {
+	for (int k = 0; lora_cases[k]; k++) {
 		struct errmsg err = {0};
 		struct fixture f;
 		struct memory_plan plan, first;
-		fixture_open(&f, golden_cases[k]);
+		fixture_open(&f, lora_cases[k]);
 		f.config.batch_size = 8;
 		fixture_base(&f, DTYPE_F32, true);
 		struct train_session *whole = session_limited(&f, 0, &first);

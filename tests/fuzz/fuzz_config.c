@@ -7,13 +7,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct model_config c;
-	struct tensor_spec spec;
+	struct tensor_spec *specs;
+	size_t n_specs;
 	struct errmsg err;
 	uint64_t parameters = 0;
 	if (model_config_parse(&c, (const char *)data, size, "fuzz", &err) != 0) {
 		return 0;
 	}
-	for (int64_t i = 0; model_config_tensor(&c, i, &spec); i++) {
+	if (model_tensors(&specs, &n_specs, &c) != 0) {
+		return 0;
+	}
+	for (size_t i = 0; i < n_specs; i++) {
+		const struct tensor_spec spec = specs[i];
 		uint64_t n;
 		if (spec.rows < 1 || spec.cols < 1 ||
 				__builtin_mul_overflow((uint64_t)spec.rows, (uint64_t)spec.cols, &n) ||
@@ -21,5 +26,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			abort(); /* what is accepted must have sizes that can be computed with */
 		}
 	}
+	free(specs);
 	return 0;
 }

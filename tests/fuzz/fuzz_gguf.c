@@ -12,11 +12,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	_cleanup_(model_files_freep) struct model_files *m = NULL;
 	struct errmsg err;
-	struct tensor_spec spec;
+	_cleanup_(freep) struct tensor_spec *specs = NULL;
+	size_t n_specs;
 	if (gguf_build_load(&m, data, size, &err) != 0) {
 		return 0;
 	}
-	for (int64_t i = 0; model_config_tensor(model_files_config(m), i, &spec); i++) {
+	if (model_tensors(&specs, &n_specs, model_files_config(m)) != 0) {
+		return 0;
+	}
+	for (size_t i = 0; i < n_specs; i++) {
+		const struct tensor_spec spec = specs[i];
 		int64_t rows, cols;
 		if (!model_files_shape(m, spec.name, &rows, &cols) || rows != spec.rows ||
 				cols != spec.cols) {

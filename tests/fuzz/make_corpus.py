@@ -116,6 +116,11 @@ def main():
         "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                          "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}))
     put("config", "linear", json.dumps(base | {"rope_scaling": {"type": "linear", "factor": 2.0}}))
+    put("config", "t5", json.dumps({
+        "model_type": "t5", "vocab_size": 9, "d_model": 8, "d_ff": 8, "num_layers": 1, "num_heads": 2, "d_kv": 3,
+        "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 5,
+        "relative_attention_max_distance": 3, "num_decoder_layers": 2, "tie_word_embeddings": False,
+        "decoder_start_token_id": 0}))
 
     for name in ("names", "regex", "gaussian-bf16", "dora"):
         folder = GOLDEN / "adapters" / name

@@ -3,8 +3,9 @@
 
     check_methods.py --build BUILD [--library peft|adapters] [CASE…]
 
-For each golden case of the library (make_methods.py), and for LoRA with each form of target_modules,
-BUILD's method_run trains it and exports it. Without a step, every tensor must be the initial adapter's, bit
+For each golden case of the library (make_methods.py, and those of make_models.py and make_seq2seq.py
+by their folders, "models/CASE"), and for LoRA with each form of target_modules, BUILD's
+method_run trains it and exports it. Without a step, every tensor must be the initial adapter's, bit
 by bit (PiSSA and OLoRA excepted, which leave as plain LoRA). After the run the folder is loaded in the
 library, where any warning is an error that a folder of the library's own does not give; the library's
 logits and loss must be those that peftd gets from the folder, within 1e-5, and they must not be those of the
@@ -50,10 +51,14 @@ def close(what, got, want):
     return off
 
 
+def path_of(name):
+    return name if "/" in name else f"methods/{name}"
+
+
 def run(tool, root, name, out, steps):
     out.mkdir()
     env = os.environ | {"PEFTD_GOLDEN": str(root)}
-    r = subprocess.run([tool, f"methods/{name}", out, str(steps)], env=env, text=True,
+    r = subprocess.run([tool, path_of(name), out, str(steps)], env=env, text=True,
                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     lines = [line for line in r.stdout.splitlines() if line.startswith('{"files"')]
     if r.returncode != 0 or len(lines) != 1:
@@ -86,17 +91,17 @@ def check_peft(name, case, base, out, ids, logits):
         again = peft.PeftModel.from_pretrained(base(), str(out), is_trainable=True)
         assert any(p.requires_grad for p in again.parameters())
     # Merging into a tied embedding changes the head too, as PEFT itself warns.
-    tied = base().config.tie_word_embeddings and "embed_tokens" in case["config"].get(
-        "target_modules", [])
+    tied = base().config.tie_word_embeddings and "embed_tokens" in (case["config"].get(
+        "target_modules") or [])
     if case["method"] in MERGED and not tied:
         merged = peft.PeftModel.from_pretrained(base(), str(out)).merge_and_unload()
         close(f"{name} merged", reference.logits_of(merged, ids)[-1], logits)
 
 
 def check(tool, root, name, work):
-    folder = root / "methods" / name
+    folder = root / path_of(name)
     case = json.loads((folder / "golden.json").read_text())
-    rows, ids = case["rows"], case["rows"][0]["ids"]
+    rows, ids = case["rows"], reference.prompt_of(case["rows"][0])
     kind = libraries.kind_of(case)
     init = folder / "init"
 
@@ -150,8 +155,11 @@ def main():
         sys.exit(f"{args.build}: there is no method_run in it; give the folder of a complete build")
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    peft_cases = list(make_methods.PEFT_CASES) + list(FORMS)
-    cases = peft_cases if args.library == "peft" else list(make_methods.ADAPTERS_CASES)
+    own = list(make_methods.PEFT_CASES) + list(FORMS) if args.library == "peft" else \
+        list(make_methods.ADAPTERS_CASES)
+    families = [p.parent for kind in ("models", "seq2seq") for p in sorted((HERE / kind).glob("*/golden.json"))]
+    cases = own + [f"{p.parent.name}/{p.name}" for p in families
+                   if p.name.startswith("bottleneck") == (args.library == "adapters")]
     if unknown := set(args.cases) - set(cases):
         sys.exit(f"{args.library} has no {', '.join(sorted(unknown))}; there are: {', '.join(cases)}")
     with tempfile.TemporaryDirectory() as forms:

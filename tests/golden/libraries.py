@@ -15,22 +15,23 @@ import reference  # before torch: it sets the number of threads
 import safetensors.torch
 import torch
 import transformers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 DELTA_FILE = "delta.safetensors"  # peftd's own folder: changed parameters by their names in the model
 
 
 def load_base(folder):
     """In float32. Versions 4 of transformers read the rotary settings from other keys than 5 writes."""
-    config = LlamaConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
     with open(os.path.join(folder, "config.json")) as f:
         rope = json.load(f).get("rope_parameters")
     if rope and transformers.__version__.startswith("4."):
         config.rope_theta = rope["rope_theta"]
         if rope["rope_type"] != "default":
             config.rope_scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
-    return LlamaForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32,
-                                            attn_implementation="eager")
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return kind.from_pretrained(folder, config=config, dtype=torch.float32,
+                                attn_implementation="eager")
 
 
 def noise(model, wanted, std, generator):
@@ -95,7 +96,8 @@ class Peft:
         kinds = dict(ia3=peft.IA3Config, ln_tuning=peft.LNTuningConfig, lora=peft.LoraConfig,
                      bitfit=peft.BeftConfig, prompt_tuning=peft.PromptTuningConfig,
                      prefix_tuning=peft.PrefixTuningConfig, p_tuning=peft.PromptEncoderConfig)
-        self.config = kinds[method](task_type="CAUSAL_LM", **options)
+        task_type = "SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM"
+        self.config = kinds[method](task_type=task_type, **options)
         self.model = peft.get_peft_model(base, self.config)
         # Is what is trained not what is saved?
         self.encoded = method == "p_tuning" or options.get("prefix_projection", False)

@@ -36,7 +36,7 @@ import zlib
 
 import reference  # before torch: it sets the number of threads
 from libraries import kind_of, load_base
-from reference import greedy_of, logits_of, loss_of, make_rows
+from reference import greedy_of, logits_of, loss_of, make_rows, prompt_of
 
 import safetensors.torch
 import torch
@@ -45,6 +45,7 @@ import transformers
 HERE = os.path.dirname(os.path.abspath(__file__))
 STEPS = 20
 MHA, GQA2, BIAS, ODD = ("llama/mha", "llama/gqa2-llama3", "llama/gqa3-linear-bias", "llama/gqa3-odd")
+GPT2, GEMMA3 = "models/gpt2-usual", "models/gemma3-usual"
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 # The config of a case is what a job file of peftd says, so it names everything that counts.
@@ -119,6 +120,36 @@ PEFT_CASES = {
     "lora-olora": dict(model=ODD, method="lora", config=dict(
         r=3, lora_alpha=3, target_modules=["k_proj", "o_proj", "up_proj"],
         init_lora_weights="olora")),
+
+    # Families that differ in what a method meets: linear layers stored transposed, norms with biases or
+    # with 1 + w, scaled embeddings, learned positions, fused modules.
+    "select-gpt2": dict(model=GPT2, method="select", lr=1e-3, config=dict(parameters=[
+        r"transformer\.h\.0\.attn\.c_attn\.weight", r"transformer\.h\.0\.mlp\.c_fc\.bias",
+        r"transformer\.h\.1\.mlp\.c_proj\.weight",
+        r"transformer\.wpe\.weight", r"transformer\.h\.1\.ln_2\.(weight|bias)"])),
+    "lora-dora-gpt2": dict(model=GPT2, method="lora", config=dict(
+        r=2, lora_alpha=4, target_modules=["c_attn", "c_fc"], use_dora=True, fan_in_fan_out=True,
+        modules_to_save=["ln_f"])),
+    "ia3-gpt2": dict(model=GPT2, method="ia3", config=dict(
+        target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"],
+        fan_in_fan_out=True)),
+    "ln_tuning-gpt2": dict(model=GPT2, method="ln_tuning", config={}),
+    "prefix_tuning-gpt2": dict(model=GPT2, method="prefix_tuning", lr=2e-2, config=dict(
+        num_virtual_tokens=4)),
+    "prompt_tuning-gpt2": dict(model=GPT2, method="prompt_tuning", lr=2e-2, config=dict(
+        num_virtual_tokens=3)),
+    "prompt_tuning-gemma3": dict(model=GEMMA3, method="prompt_tuning", lr=2e-2, config=dict(
+        num_virtual_tokens=6)),
+    "prefix_tuning-gemma3": dict(model=GEMMA3, method="prefix_tuning", lr=2e-2, config=dict(
+        num_virtual_tokens=3)),
+    "lora-embeddings-gemma3": dict(model=GEMMA3, method="lora", config=dict(
+        r=2, lora_alpha=4, target_modules=["embed_tokens", "v_proj"])),
+    "ln_tuning-gemma3": dict(model=GEMMA3, method="ln_tuning", config=dict(
+        target_modules=["input_layernorm", "post_feedforward_layernorm", "q_norm", "norm"])),
+    "ia3-phi3": dict(model="models/phi3-plain", method="ia3", config=dict(
+        target_modules=["qkv_proj", "down_proj"], feedforward_modules=["down_proj"])),
+    "lora-bias-gpt_neox": dict(model="models/gpt_neox-parallel", method="lora", config=dict(
+        r=2, lora_alpha=4, target_modules=["dense", "dense_h_to_4h"], bias="lora_only")),
 
     "prompt_tuning-random": dict(model=MHA, method="prompt_tuning", lr=2e-2, config=dict(
         num_virtual_tokens=7)),
@@ -195,7 +226,7 @@ def check_saved(name, method, case, folder, rows, final_logits):
     """What was saved is the trained adapter: read back it gives the same logits."""
     again = method.load(load_base(os.path.join(HERE, case["model"])), folder)
     with torch.no_grad():
-        got = logits_of(again.eval(), rows[0]["ids"])[-1]
+        got = logits_of(again.eval(), prompt_of(rows[0]))[-1]
     assert (got - final_logits).abs().max() <= 1e-5 * final_logits.abs().max(), f"{name}: {folder}"
 
 
@@ -212,8 +243,11 @@ def make_case(out, name, case, seed):
     folder = os.path.join(out, name)
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
+    if "make" in case:
+        case["make"]()
     base = load_base(os.path.join(HERE, case["model"]))
-    rows = make_rows(base.config.vocab_size, generator)
+    rows = case["rows"](base, generator) if "rows" in case else \
+        make_rows(base.config.vocab_size, generator)
     with torch.no_grad():
         base_loss = loss_of(base, rows)[0].item()
 
@@ -226,22 +260,23 @@ def make_case(out, name, case, seed):
         method.save(init)
     if converts:
         method.save_for_conversion(plain)
-    assert rows[0]["labels"][0] != -100
+    assert rows[0]["labels"][0] != -100 or "source_len" in rows[0]
     for row in rows[:3]:
         reference.check_loss(model, row)
     with torch.no_grad():
         eval_loss = loss_of(model, rows)[0].item()
-        logits = logits_of(model, rows[0]["ids"])[-1]
-        prompt = rows[1]["ids"]
-        greedy = greedy_of(model, prompt, 8)
+        logits = logits_of(model, prompt_of(rows[0]))[-1]
+        prompt = prompt_of(rows[1])
+        greedy = greedy_of(model, prompt, case.get("greedy", 8))
     initial = tensors(model, lambda p: p.data)
     start = copy.deepcopy(model.state_dict())
     values, grads, final = reference.train(model, case, rows, STEPS, STEPS, STEPS, tensors,
                                            method.optimizer(case))
     with torch.no_grad():
         final_loss = loss_of(model, rows)[0].item()
-        final_logits = logits_of(model, rows[0]["ids"])[-1]
+        final_logits = logits_of(model, prompt_of(rows[0]))[-1]
 
+    more = {}
     stored = {"grad." + k: v for k, v in grads.items()}
     stored |= {"final." + k: v for k, v in final.items()}
     if saves:
@@ -255,13 +290,16 @@ def make_case(out, name, case, seed):
     if converts:
         method.save_converted(converted, plain)
         check_saved(name, method, case, converted, rows, final_logits)
+    if "extra" in case:
+        key, tensor, extra = case["extra"]
+        more[key], stored[tensor] = extra(folder, rows)
     safetensors.torch.save_file(stored, os.path.join(folder, "golden.safetensors"))
     reference.readable(folder)
     golden = dict(
         model=case["model"], method=case["method"], config=case["config"], rows=rows,
         base_loss=base_loss, eval_loss=eval_loss, final_loss=final_loss, logits=logits.tolist(),
         final_logits=final_logits.tolist(), prompt=prompt, greedy=greedy,
-        **reference.settings(case, STEPS, STEPS), **values)
+        **reference.settings(case, STEPS, STEPS), **values, **more)
     with open(os.path.join(folder, "golden.json"), "w") as f:
         json.dump(golden, f)
         f.write("\n")

@@ -5,17 +5,20 @@ templates rendered by transformers, and rows tokenized as TRL's SFTTrainer does.
 usage: make_text.py OUTPUT-FOLDER SMOLLM2.gguf [QWEN2_5.jinja LLAMA3.jinja]
 
 Written with tokenizers 0.23.3 and transformers 5.23. The two .jinja files are the chat templates of
-Qwen2.5-Instruct and Meta-Llama-3-Instruct.
+Qwen2.5-Instruct and Meta-Llama-3-Instruct; without them chat.json is left as it is. Needs `sentencepiece` and
+`protobuf` besides.
 """
 
 import json
 import os
+import random
 import sys
 
 from gguf import GGUFReader
-from text_tokenizers import CHAT, TOKENIZERS, hard_texts
+from text_tokenizers import CHAT, TOKENIZERS, from_scores, hard_texts, scored_bpe
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import generate_merges
 
 
 def dump(path, value):
@@ -156,6 +159,17 @@ def samples(built):
     return {"rows": ROWS, "expected": out}
 
 
+def decoded(t, texts):
+    """What the ids of each text are as text, and what all ids are, special ones left out or not."""
+    every = list(range(t.get_vocab_size(with_added_tokens=True)))
+    mixed = random.Random(5).choices(every, k=400)
+    return {
+        "texts": [t.decode(e.ids) for e in t.encode_batch(texts, add_special_tokens=True)],
+        "every": t.decode(every, skip_special_tokens=False),
+        "mixed": mixed, "some": t.decode(mixed), "all": t.decode(mixed, skip_special_tokens=False),
+        "runs": [t.decode(mixed[i:i + 3], skip_special_tokens=False) for i in range(0, 400, 3)]}
+
+
 def main():
     folder, gguf = sys.argv[1:3]
     qwen, llama = (sys.argv[3:5] + [None, None])[:2]
@@ -173,10 +187,19 @@ def main():
     for name, t in built.items():
         cases["tokenizers"][name] = {
             "ids": [e.ids for e in t.encode_batch(texts, add_special_tokens=False)],
+            "decoded": decoded(t, texts),
             "special": t.encode("x", add_special_tokens=True).ids,
             "size": t.get_vocab_size(with_added_tokens=True),
         }
     dump(os.path.join(folder, "cases.json"), cases)
+
+    pieces = scored_bpe()
+    scored = {"pieces": pieces, "cases": []}
+    for prefix in (True, False):
+        t = from_scores(pieces, prefix, generate_merges)
+        scored["cases"].append({"prefix": prefix, "ids": [e.ids for e in t.encode_batch(texts)],
+                                "decoded": decoded(t, texts)})
+    dump(os.path.join(folder, "scored.json"), scored)
 
     real = smollm2(reader)
     dump(os.path.join(folder, "smollm2.json"), {
@@ -184,7 +207,8 @@ def main():
     for name in ("smollm", "qwen2", "deepseek", "gpt4o"):
         missing = [s for s in CHAT if built[name].token_to_id(s) is None]
         built[name].add_special_tokens(missing)
-    dump(os.path.join(folder, "chat.json"), chats(built, reader, qwen, llama))
+    if qwen and llama:
+        dump(os.path.join(folder, "chat.json"), chats(built, reader, qwen, llama))
     for name in ("deepseek", "gpt4o"):
         dump(os.path.join(folder, name + "-chat.tokenizer.json"), json.loads(built[name].to_str()))
     dump(os.path.join(folder, "samples.json"), samples(built))

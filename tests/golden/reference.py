@@ -22,14 +22,45 @@ def make_rows(vocab_size, generator):
     return rows
 
 
+def make_pairs(vocab_size, generator, start, longest=40):
+    """Rows of an encoder-decoder: the ids of both sides, the encoder's `source_len` first."""
+    rows = []
+    for _ in range(ROWS):
+        sides = [torch.randint(0, vocab_size, (int(torch.randint(1, longest, (1,), generator=generator)),),
+                               generator=generator).tolist() for _ in range(2)]
+        rows.append(dict(ids=sides[0] + sides[1], labels=[-100] * len(sides[0]) + sides[1],
+                         source_len=len(sides[0])))
+    return rows
+
+
+def prompt_of(row):
+    """What a continuation of the row begins with: all of it, or what the encoder reads."""
+    return row["ids"][:row.get("source_len", len(row["ids"]))]
+
+
+def decode(model, source, decoder):
+    """[len(decoder) + 1, vocab] of an encoder-decoder that was fed its start and `decoder`."""
+    start = model.config.decoder_start_token_id
+    return model(input_ids=torch.tensor([source]),
+                 decoder_input_ids=torch.tensor([[start] + decoder])).logits[0]
+
+
 def logits_of(model, ids):
-    """[len(ids), vocab] of one row; virtual tokens before it, where there are any, are left out."""
+    """[len(ids), vocab] of one row; virtual tokens before it, where there are any, are left out. Of an
+    encoder-decoder that has read the ids, [1, vocab] of its first token."""
+    if model.config.is_encoder_decoder:
+        return decode(model, ids, [])
     return model(input_ids=torch.tensor([ids])).logits[0, -len(ids):]
 
 
 def row_loss(model, row):
     """Sum of -log p over the row's targets, and their number. Where virtual tokens stand before a row, the
     last of them predicts its first token, as PEFT has it: it puts labels of -100 before the row's own."""
+    if "source_len" in row:
+        target = row["ids"][row["source_len"]:]
+        logits = decode(model, prompt_of(row), target[:-1]).float()
+        return torch.nn.functional.cross_entropy(
+            logits, torch.tensor(target), reduction="sum"), len(target)
     logits = model(input_ids=torch.tensor([row["ids"]])).logits[0].float()
     labels = torch.tensor([-100] * (len(logits) - len(row["ids"])) + row["labels"])[1:]
     loss = torch.nn.functional.cross_entropy(logits[:-1], labels, ignore_index=-100, reduction="sum")
@@ -48,12 +79,19 @@ def loss_of(model, batch):
 def check_loss(model, row):
     """Is it the loss that the library itself computes from labels?"""
     with torch.no_grad():
-        own = model(input_ids=torch.tensor([row["ids"]]), labels=torch.tensor([row["labels"]])).loss
+        n = row.get("source_len", 0)
+        own = model(input_ids=torch.tensor([prompt_of(row)]),
+                    labels=torch.tensor([row["labels"][n:]])).loss
         loss, n = row_loss(model, row)
     assert abs(own.item() - loss.item() / n) <= 1e-6 * own.item(), (own, loss / n)
 
 
 def greedy_of(model, prompt, n):
+    if model.config.is_encoder_decoder:
+        text = []
+        for _ in range(n):
+            text.append(int(decode(model, prompt, text)[-1].argmax()))
+        return text
     text = list(prompt)
     for _ in range(n):
         text.append(int(logits_of(model, text)[-1].argmax()))
@@ -108,7 +146,7 @@ def settings(case, steps, final_step):
 
 def tidy_folder(folder):
     """The same bytes for the same run: sorted module lists, no path of this machine, no README."""
-    for extra in ("README.md", "head_config.json"):
+    for extra in ("README.md", "head_config.json", "model_head.safetensors"):
         path = os.path.join(folder, extra)
         if os.path.exists(path):
             os.remove(path)

@@ -1,7 +1,14 @@
 """The small tokenizers and the hard texts that make_text.py and check_text.py share."""
 
+import io
+import json
+import os
 import random
+import tempfile
 import unicodedata
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers import processors, trainers
@@ -16,6 +23,14 @@ GPT4O = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}
          r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 DEEPSEEK = (r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
             r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+CL100K = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}"
+          r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
+TEKKEN = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+          r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+          r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+DEEPSEEK_LLM = [r"[\r\n]", r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-Ֆ]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+                r"\s+$", "[一-龥ࠀ-一가-퟿]+"]
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. It's 1,234.50 dollars, isn't it? I'LL SEE; we've been.",
@@ -143,7 +158,246 @@ def behaviors():
     return t
 
 
-TOKENIZERS = {f.__name__: f for f in (smollm, gpt2, llama3, qwen2, gpt4o, deepseek, behaviors)}
+def split_bytes(patterns, size=440):
+    t, trainer = bpe(size)
+    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(p), "isolated") for p in patterns] + [
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    t.train_from_iterator(CORPUS, trainer)
+    t.decoder = decoders.ByteLevel()
+    return t
+
+
+def cl100k():
+    return split_bytes([CL100K])
+
+
+def tekken():
+    return split_bytes([TEKKEN])
+
+
+def deepseek_llm():
+    return split_bytes(DEEPSEEK_LLM)
+
+
+# ---- over characters: the published files' parts, on small vocabularies ----------------------------
+
+BYTES = ["<0x%02X>" % b for b in range(256)]
+
+
+def text_bpe(special, size=420, alphabet=70, missing=(), **options):
+    """BPE over characters of a text whose spaces are "▁", trained on the commonest ones alone."""
+    t, trainer = Tokenizer(models.BPE()), trainers.BpeTrainer(
+        vocab_size=size, limit_alphabet=alphabet, show_progress=False, special_tokens=[])
+    t.pre_tokenizer = pre_tokenizers.Metaspace()
+    t.train_from_iterator(CORPUS, trainer)
+    model = json.loads(t.to_str())["model"]
+    tokens = special + [b for b in BYTES if b not in missing] + sorted(model["vocab"], key=model["vocab"].get)
+    tokens += ["▁▁", "▁▁▁▁"]
+    merges = [tuple(m) for m in model["merges"]] + [("▁", "▁"), ("▁▁", "▁▁")]
+    return Tokenizer(models.BPE(vocab={x: i for i, x in enumerate(dict.fromkeys(tokens))}, merges=merges,
+                                unk_token="<unk>", **options))
+
+
+SENTENCEPIECE = ["<unk>", "<s>", "</s>"]
+
+
+def template(t, single):
+    names = [x for x in single.split() if x != "$A"]
+    return processors.TemplateProcessing(single=single, special_tokens=[
+        (x, t.token_to_id(x)) for x in dict.fromkeys(names)])
+
+
+def llama_decoder(strip=True):
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    return decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * strip)
+
+
+def llama2():
+    t = text_bpe(SENTENCEPIECE, fuse_unk=True, byte_fallback=True)
+    t.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    t.add_special_tokens([AddedToken(x, normalized=x == "</s>", special=True) for x in SENTENCEPIECE])
+    t.post_processor = template(t, "<s> $A")
+    t.decoder = llama_decoder()
+    return t
+
+
+def phi3():
+    t = text_bpe(SENTENCEPIECE, fuse_unk=True, byte_fallback=True)
+    t.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    t.add_special_tokens([AddedToken("<unk>", normalized=False), AddedToken("<s>", normalized=False)])
+    t.add_tokens([AddedToken("</s>", rstrip=True, normalized=False)])
+    t.add_special_tokens([AddedToken(x, normalized=False, rstrip=x != "<|endoftext|>")
+                          for x in CHAT + ["<|user|>"]])
+    t.decoder = llama_decoder()
+    return t
+
+
+def mistral():
+    """A space in front of the text's first piece alone; some bytes missing, and unknown runs not fused."""
+    t = text_bpe(SENTENCEPIECE, missing=["<0xE3>", "<0xF0>"], fuse_unk=False, byte_fallback=True)
+    t.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    t.add_special_tokens([AddedToken(x, normalized=False) for x in SENTENCEPIECE + ["<both>"]])
+    t.post_processor = template(t, "<s> $A </s>")
+    t.decoder = llama_decoder()
+    return t
+
+
+def fused():
+    """As mistral, but unknown runs are fused, across bytes that are fallen back to."""
+    t = text_bpe(SENTENCEPIECE, missing=["<0xE3>", "<0xF0>"], fuse_unk=True, byte_fallback=True,
+                 ignore_merges=True)
+    t.normalizer = normalizers.Strip()
+    t.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+    t.add_tokens([AddedToken("word", single_word=True), AddedToken("right", rstrip=True)])
+    t.decoder = decoders.Metaspace(prepend_scheme="never")
+    return t
+
+
+def gemma():
+    t = text_bpe(["<pad>", "<eos>", "<bos>", "<unk>"], fuse_unk=True, byte_fallback=True)
+    t.normalizer = normalizers.Replace(" ", "▁")
+    t.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    t.add_special_tokens([AddedToken(x, normalized=False) for x in ["<pad>", "<eos>", "<bos>", "<unk>"]])
+    t.add_tokens([AddedToken(x, normalized=False) for x in ["\n\n", "\n\n\n", "<both>"]])
+    t.post_processor = template(t, "<bos> $A")
+    t.decoder = llama_decoder(False)
+    return t
+
+
+def neox():
+    t, trainer = bpe(520)
+    t.normalizer = normalizers.NFC()
+    t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
+    trainer.special_tokens = ["<|endoftext|>", "<|padding|>"]
+    t.train_from_iterator(CORPUS, trainer)
+    t.add_tokens([AddedToken(" " * n) for n in range(24, 1, -1)] + [AddedToken("é!")])
+    t.post_processor = template(t, "$A")
+    t.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
+    return t
+
+
+def roberta():
+    t, trainer = bpe(480)
+    t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer.special_tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    t.train_from_iterator(CORPUS, trainer)
+    t.add_special_tokens([AddedToken("<mask>", lstrip=True, normalized=False)])
+    t.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    t.decoder = decoders.ByteLevel()
+    return t
+
+
+def sentencepiece_unigram(size, rules=None, **options):
+    """Tokens with scores, and the charsmap of SentencePiece's rules `nmt_nfkc` or of `rules`."""
+    with tempfile.TemporaryDirectory() as work:
+        if rules:
+            path = os.path.join(work, "rules.tsv")
+            with open(path, "w") as f:
+                for a, b in rules:
+                    f.write(" ".join("%X" % ord(c) for c in a) + "\t" + " ".join("%X" % ord(c) for c in b) + "\n")
+            options["normalization_rule_tsv"] = path
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(CORPUS), model_writer=model, vocab_size=size, minloglevel=2,
+            hard_vocab_limit=False, num_threads=1, character_coverage=0.98, **options)
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model.getvalue())
+    return [(p.piece, round(p.score, 6)) for p in proto.pieces], proto.normalizer_spec.precompiled_charsmap
+
+
+def scored_bpe():
+    """SentencePiece's BPE: [text, score, type as in GGUF] of each token."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS + ["\t\t\tx\t\t" * 9]), model_writer=model, vocab_size=520, minloglevel=2,
+        model_type="bpe", byte_fallback=True, num_threads=1, character_coverage=0.98, split_digits=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+        user_defined_symbols=["\n\n", "<both>", "▁▁▁▁"], hard_vocab_limit=False)
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model.getvalue())
+    return [[p.piece, p.score, p.type] for p in proto.pieces]
+
+
+def from_scores(pieces, prefix, generate_merges):
+    """What transformers makes of SentencePiece's tokens for Llama and, without a prefix, Gemma."""
+    vocab = {text: i for i, (text, _, _) in enumerate(pieces)}
+    known = dict(vocab)
+    known.setdefault("\t", known["<0x09>"])
+    merges = generate_merges(known, [(text, score) for text, score, _ in pieces])
+    if "\t" not in vocab:
+        # Gemma's has the tab in place of its byte.
+        vocab = {"\t" if text == "<0x09>" else text: i for text, i in vocab.items()}
+    t = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    t.normalizer = normalizers.Sequence([normalizers.Prepend("▁")] * prefix + [normalizers.Replace(" ", "▁")])
+    t.decoder = llama_decoder(prefix)
+    t.add_tokens([AddedToken(text, normalized=False, special=kind != 4)
+                  for text, _, kind in pieces if kind in (2, 3, 4)])
+    t.post_processor = template(t, "<s> $A")
+    return t
+
+
+def t5():
+    pieces, charsmap = sentencepiece_unigram(300, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    pieces += [("<extra_id_%d>" % i, 0.0) for i in range(3, -1, -1)]
+    t = Tokenizer(models.Unigram(pieces, 2, False))
+    t.normalizer = normalizers.Precompiled(charsmap)
+    t.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")])
+    t.add_special_tokens([AddedToken(x, normalized=False) for x in ["<pad>", "</s>", "<unk>"]])
+    t.add_special_tokens([AddedToken("<extra_id_%d>" % i, normalized=False, lstrip=i == 1, rstrip=i == 2)
+                          for i in range(3, -1, -1)])
+    t.post_processor = template(t, "$A </s>")
+    t.decoder = decoders.Metaspace(prepend_scheme="always")
+    return t
+
+
+RULES = ([("a\u0301", "á"), ("ﬁ", "fi"), ("\t", " "), ("\u00a0", " "), ("\u200b", ""), ("①", "1"), ("Å", "AA"),
+          ("\x01", ""), ("\u0958", "क"), ("o\u0308x", "ö"), ("\r\n", "\n"), ("\u0600", "#"),
+          ("½", "1/2"), ("\u1160", "v"), ("©", "(c)")])
+
+
+def mt5():
+    """Rules of its own, runs of spaces made one, bytes to fall back to."""
+    pieces, charsmap = sentencepiece_unigram(
+        560, RULES, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, byte_fallback=True)
+    t = Tokenizer(models.Unigram(pieces, 2, True))
+    t.normalizer = normalizers.Sequence([
+        normalizers.Precompiled(charsmap), normalizers.Replace(Regex(" {2,}"), " ")])
+    t.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    t.add_special_tokens([AddedToken(x, normalized=False) for x in ["<pad>", "</s>", "<unk>", "<both>"]])
+    t.post_processor = processors.BertProcessing(("</s>", 1), ("<pad>", 0))
+    t.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")])
+    return t
+
+
+def albert():
+    pieces, charsmap = sentencepiece_unigram(260, RULES, pad_id=0, eos_id=-1, unk_id=1, bos_id=2)
+    t = Tokenizer(models.Unigram(pieces, 1, False))
+    t.normalizer = normalizers.Sequence([
+        normalizers.Replace("``", '"'), normalizers.Replace("''", '"'), normalizers.NFKD(),
+        normalizers.StripAccents(), normalizers.Lowercase(), normalizers.Precompiled(charsmap),
+        normalizers.Replace(Regex(" {2,}"), " ")])
+    t.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    t.add_special_tokens([AddedToken(x) for x in ["<pad>", "<unk>", "<s>", "<both>"]])
+    t.post_processor = template(t, "<s> $A <s>")
+    return t
+
+
+def words():
+    """Every pre-tokenizer that names a class of characters, no bytes to fall back to, no decoder."""
+    t, trainer = Tokenizer(models.BPE(unk_token="<unk>")), trainers.BpeTrainer(
+        vocab_size=300, limit_alphabet=90, show_progress=False, special_tokens=["<unk>"])
+    t.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.CharDelimiterSplit("x"), pre_tokenizers.Punctuation("merged_with_previous"),
+        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Whitespace(),
+        pre_tokenizers.Punctuation()])
+    t.train_from_iterator(CORPUS, trainer)
+    return t
+
+
+TOKENIZERS = {f.__name__: f for f in (
+    smollm, gpt2, llama3, qwen2, gpt4o, deepseek, behaviors, llama2, phi3, mistral, fused, gemma, neox,
+    cl100k, tekken, deepseek_llm, roberta, t5, mt5, albert, words)}
 
 
 def hard_texts():
@@ -169,6 +423,8 @@ def hard_texts():
         "Zalgo: Z̷̢͔̫̼a̶͙̋l̸͉̈́g̵̢̛o̴͚͑ and \u0b47\u0b3e \u0d46\u0d3e \u11935\u11930 \U00011935\U00011930",
         "if (a[i] != b[j]) {\n\treturn x->y; // no\n}\r\n\r\n/* c */\n",
         "https://example.com/a?b=c&d=%20#e user@example.org C:\\dir\\file",
+        "▁ ▁▁ a▁b ▁ c", "\u200b\x01 lead", "a\u0301 a\u0301\u0327 ﬁ\u0301 Å\u0301 ①\u0301 \u0600a ½\u0301 \u1160\u0301 ©\u200d©",
+        "क\u094dक\u0301 \u0958\u094d\u0958\u0301 \u0958\u0301 o\u0308 o\u0308x \r\n\u0301", "x <0x41> <0xE2> <unk> <s>y</s> </s>  z",
         "mixed\ttabs \t and\v\fspaces\r\rend ", "word\u00a0nbsp\u2009thin", "'" * 9 + "s" * 9,
     ]
     chosen = random.Random(7)

@@ -76,9 +76,18 @@ static void setup_init(struct setup *s, const struct attention_case *c)
 		s->q_rows += s->q_len[i];
 		s->k_rows += s->k_len[i];
 	}
-	s->a = (struct attention){c->n_heads, c->n_kv_heads, c->head_dim,
-		1 / sqrtf((float)c->head_dim), c->causal, c->n_seqs, s->q_start, s->q_len, s->k_start,
-		s->k_len};
+	s->a = (struct attention){
+		.n_heads = c->n_heads,
+		.n_kv_heads = c->n_kv_heads,
+		.head_dim = c->head_dim,
+		.scale = 1 / sqrtf((float)c->head_dim),
+		.causal = c->causal,
+		.n_seqs = c->n_seqs,
+		.q_start = s->q_start,
+		.q_len = s->q_len,
+		.k_start = s->k_start,
+		.k_len = s->k_len,
+	};
 }
 
 static void attention_one(struct parity *p, const struct attention_case *c, enum dtype dtype,
@@ -95,7 +104,7 @@ static void attention_one(struct parity *p, const struct attention_case *c, enum
 	struct tensor *lse = tensor_random(p, DTYPE_F32, s.q_rows, c->n_heads, 0, 1);
 	double *want_o = parity_copy(p, o->v, s.q_rows * q_cols);
 	double *want_lse = parity_copy(p, lse->v, s.q_rows * c->n_heads);
-	ref_attention_forward(want_o, want_lse, q->v, k->v, v->v, &s.a);
+	ref_attention_forward(want_o, want_lse, q->v, k->v, v->v, NULL, &s.a);
 
 	size_t bytes = attention_workspace(p->b, &s.a, max_i64(s.q_rows, s.k_rows), s.a.n_seqs);
 	void *workspace = backend_alloc(p->b, bytes);
@@ -116,7 +125,7 @@ static void attention_one(struct parity *p, const struct attention_case *c, enum
 	double *want_dq = parity_copy(p, dq->v, s.q_rows * q_cols);
 	double *want_dk = parity_copy(p, dk->v, s.k_rows * kv_cols);
 	double *want_dv = parity_copy(p, dv->v, s.k_rows * kv_cols);
-	ref_attention_backward(want_dq, want_dk, want_dv, do_->v, q->v, k->v, v->v, &s.a);
+	ref_attention_backward(want_dq, want_dk, want_dv, NULL, do_->v, q->v, k->v, v->v, NULL, &s.a);
 	r.do_ = do_->m;
 	r.dq = dq->m;
 	r.dk = dk->m;
@@ -132,14 +141,23 @@ static void attention_one(struct parity *p, const struct attention_case *c, enum
 
 /* ---- a prefix before all sequences --------------------------------------------------------- */
 
+/* What scores may be besides scaled products, and how many keys come before those of each sequence. */
+struct shape {
+	const char *name;
+	int64_t prefix;
+	int64_t window;
+	float softcap;
+	int64_t buckets, reach; /* 0: no bias */
+};
+
 struct prefix_want {
-	double *o, *lse, *dq, *dk, *dv, *dk_prefix, *dv_prefix;
+	double *o, *lse, *dq, *dk, *dv, *dk_prefix, *dv_prefix, *dbias;
 };
 
 /* The reference knows no prefix: it gets the prefix' rows before those of each sequence. */
 static void prefix_reference(struct parity *p, struct prefix_want *w, const struct setup *s,
 	int64_t n, const double *q, const double *k, const double *v, const double *kp, const double *vp,
-	const double *do_)
+	const double *bias, const double *do_)
 {
 	int64_t cols = s->a.n_kv_heads * s->a.head_dim, rows = 0;
 	struct attention a = s->a;
@@ -161,8 +179,8 @@ static void prefix_reference(struct parity *p, struct prefix_want *w, const stru
 	}
 	a.k_start = k_start;
 	a.k_len = k_len;
-	ref_attention_forward(w->o, w->lse, q, ks, vs, &a);
-	ref_attention_backward(w->dq, dks, dvs, do_, q, ks, vs, &a);
+	ref_attention_forward(w->o, w->lse, q, ks, vs, bias, &a);
+	ref_attention_backward(w->dq, dks, dvs, w->dbias, do_, q, ks, vs, bias, &a);
 	for (int64_t i = 0; i < a.n_seqs; i++) {
 		int64_t from = k_start[i] * cols, to = s->k_start[i] * cols;
 		for (int64_t j = 0; j < n * cols; j++) {
@@ -174,18 +192,22 @@ static void prefix_reference(struct parity *p, struct prefix_want *w, const stru
 	}
 }
 
-static void prefix_one(struct parity *p, const struct attention_case *c, enum dtype dtype, int64_t n)
+static void shape_one(struct parity *p, const struct attention_case *c, enum dtype dtype,
+	const struct shape *h)
 {
+	enum { MAX_REACH = 128 };
 	struct setup s;
 	setup_init(&s, c);
-	parity_case(p, "attention with a prefix of %d, %s: %s", (int)n, dtype_name(dtype), c->name);
-	int64_t q_cols = c->n_heads * c->head_dim, kv_cols = c->n_kv_heads * c->head_dim;
+	parity_case(p, "attention %s, %s: %s", h->name, dtype_name(dtype), c->name);
+	int64_t q_cols = c->n_heads * c->head_dim, kv_cols = c->n_kv_heads * c->head_dim, n = h->prefix;
 	struct tensor *q = tensor_random(p, dtype, s.q_rows, q_cols, c->gap, 1.5);
 	struct tensor *k = tensor_random(p, dtype, s.k_rows, kv_cols, c->gap, 1.5);
 	struct tensor *v = tensor_random(p, dtype, s.k_rows, kv_cols, c->gap, 1);
 	/* As prefix tuning has them: a layer's columns of one long row. */
 	struct tensor *kp = tensor_random(p, dtype, n, kv_cols, 3 * kv_cols, 1.5);
 	struct tensor *vp = tensor_random(p, dtype, n, kv_cols, 3 * kv_cols, 1);
+	struct tensor *bias = tensor_random(p, dtype, h->buckets, c->n_heads, 1, 2);
+	struct tensor *dbias = tensor_random(p, DTYPE_F32, h->buckets, c->n_heads, 2, 1);
 	struct tensor *do_ = tensor_random(p, dtype, s.q_rows, q_cols, c->gap, 1);
 	struct tensor *o = tensor_random(p, dtype, s.q_rows, q_cols, c->gap, 1);
 	struct tensor *lse = tensor_random(p, DTYPE_F32, s.q_rows, c->n_heads, 0, 1);
@@ -197,14 +219,26 @@ static void prefix_one(struct parity *p, const struct attention_case *c, enum dt
 	struct prefix_want w = {parity_copy(p, o->v, s.q_rows * q_cols),
 		parity_copy(p, lse->v, s.q_rows * c->n_heads), parity_copy(p, dq->v, s.q_rows * q_cols),
 		parity_copy(p, dk->v, s.k_rows * kv_cols), parity_copy(p, dv->v, s.k_rows * kv_cols),
-		parity_copy(p, dkp->v, n * kv_cols), parity_copy(p, dvp->v, n * kv_cols)};
-	prefix_reference(p, &w, &s, n, q->v, k->v, v->v, kp->v, vp->v, do_->v);
+		parity_copy(p, dkp->v, n * kv_cols), parity_copy(p, dvp->v, n * kv_cols),
+		h->buckets ? parity_copy(p, dbias->v, h->buckets * c->n_heads) : NULL};
+
+	int32_t bucket[2 * MAX_REACH + 1];
+	for (int64_t i = 0; i <= 2 * h->reach && h->buckets > 0; i++) {
+		bucket[i] = (int32_t)parity_random(p, h->buckets);
+	}
+	s.a.window = c->causal ? h->window : 0;
+	s.a.softcap = h->softcap;
+	if (h->buckets > 0) {
+		s.a.bias = (struct attention_bias){bias->m, dbias->m, bucket, h->reach};
+	}
+	prefix_reference(p, &w, &s, n, q->v, k->v, v->v, kp->v, vp->v, h->buckets ? bias->v : NULL,
+		do_->v);
 
 	s.a.prefix_len = n;
 	s.a.k_prefix = kp->m;
 	s.a.v_prefix = vp->m;
-	s.a.dk_prefix = dkp->m;
-	s.a.dv_prefix = dvp->m;
+	s.a.dk_prefix = n > 0 ? dkp->m : (struct mat){0};
+	s.a.dv_prefix = n > 0 ? dvp->m : (struct mat){0};
 	size_t bytes = attention_workspace(p->b, &s.a, max_i64(s.q_rows, s.k_rows), s.a.n_seqs);
 	void *workspace = backend_alloc(p->b, bytes);
 	assert_non_null(workspace);
@@ -216,26 +250,52 @@ static void prefix_one(struct parity *p, const struct attention_case *c, enum dt
 	parity_check(p, "lse", lse, w.lse, 1e-6, 6e-6, NULL);
 	double error = bf16 ? 0.03 : 2e-5;
 	double many = sqrt((double)s.q_rows + 1); /* queries that a prefix' key sums over */
-	parity_run(p, run_backward, &r, dq, dk, dv, dkp, dvp, NULL);
+	parity_run(p, run_backward, &r, dq, dk, dv, dkp, dvp, dbias, NULL);
 	parity_check(p, "dq", dq, w.dq, 1e-5, error, NULL);
 	parity_check(p, "dk", dk, w.dk, 1e-5, error, NULL);
 	parity_check(p, "dv", dv, w.dv, 1e-5, error, NULL);
-	parity_check(p, "dk_prefix", dkp, w.dk_prefix, 1e-5, error * many, NULL);
-	parity_check(p, "dv_prefix", dvp, w.dv_prefix, 1e-5, error * many, NULL);
+	if (n > 0) {
+		parity_check(p, "dk_prefix", dkp, w.dk_prefix, 1e-5, error * many, NULL);
+		parity_check(p, "dv_prefix", dvp, w.dv_prefix, 1e-5, error * many, NULL);
+	}
+	if (h->buckets > 0) {
+		parity_check(p, "dbias", dbias, w.dbias, 1e-5, error * many, NULL);
+	}
 
-	/* Frozen: everything but the prefix' gradient. */
-	s.a.dk_prefix = s.a.dv_prefix = (struct mat){0};
+	/* Frozen: everything but the gradients of prefix and bias. */
+	s.a.dk_prefix = s.a.dv_prefix = s.a.bias.dbias = (struct mat){0};
 	parity_run(p, run_backward, &r, dq, dk, dv, NULL);
 	parity_check(p, "dq again", dq, w.dq, 1e-5, error, NULL);
 	backend_free_memory(p->b, workspace, bytes);
 }
 
+static void test_shapes(struct parity *p)
+{
+	static const struct shape shapes[] = {
+		{"in a window of 1", .window = 1},
+		{"in a window", .window = 20},
+		{"in a window of more than a block", .window = 100},
+		{"capped", .softcap = 2},
+		{"capped in a window after a prefix", .prefix = 70, .window = 75, .softcap = 3},
+		{"with a bias", .buckets = 32, .reach = 128},
+		{"with a bias of one distance, after a prefix", .prefix = 3, .buckets = 2},
+		{"with a bias in a window after a prefix", .prefix = 70, .window = 66, .buckets = 9, .reach = 20},
+	};
+	for (size_t k = 0; k < ARRAY_LEN(shapes); k++) {
+		for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+			shape_one(p, &cases[i], DTYPE_F32, &shapes[k]);
+			shape_one(p, &cases[i], DTYPE_BF16, &shapes[k]);
+		}
+	}
+}
+
 static void test_prefix(struct parity *p)
 {
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
-		prefix_one(p, &cases[i], DTYPE_F32, 1);
-		prefix_one(p, &cases[i], DTYPE_F32, 70); /* more than a block */
-		prefix_one(p, &cases[i], DTYPE_BF16, 5);
+		shape_one(p, &cases[i], DTYPE_F32, &(struct shape){"after a prefix of 1", 1});
+		/* more than a block */
+		shape_one(p, &cases[i], DTYPE_F32, &(struct shape){"after a prefix of 70", 70});
+		shape_one(p, &cases[i], DTYPE_BF16, &(struct shape){"after a prefix of 5", 5});
 	}
 }
 
@@ -259,5 +319,6 @@ const struct parity_test parity_tests_attention[] = {
 	{"attention f32", test_attention_f32},
 	{"attention bf16", test_attention_bf16},
 	{"attention with a prefix", test_prefix},
+	{"attention with windows, caps and biases", test_shapes},
 	{NULL, NULL},
 };

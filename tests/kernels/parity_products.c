@@ -274,8 +274,8 @@ static void head_one(struct parity *p, const struct head_case *c, enum dtype dty
 	assert_non_null(loss);
 	assert_non_null(workspace);
 
-	double want_loss = ref_lm_head(want, x->v, targets, w_values, c->rows, c->vocab, c->d,
-		(double)grad_scale);
+	double want_loss = ref_lm_head(want, NULL, x->v, targets, w_values, c->rows, c->vocab, c->d,
+		0, (double)grad_scale);
 	struct mat none = {0};
 	struct head_run r = {gradient ? dx->m : none, x->m, loss, t->m.data, w, grad_scale, workspace};
 	backend_upload(p->b, loss, &start, sizeof(start));
@@ -320,37 +320,7 @@ static void run_adapted(struct backend *b, void *ctx)
 		r->workspace);
 }
 
-/* Gradients from those of the whole head W + s·B·A: dW = dlogitsᵀ·x, which the reference gives with x
- * and W in each other's place of one row at a time. */
-static void adapted_reference(struct parity *p, const struct head_case *c, const double *x,
-	const double *w, const int32_t *targets, double *dw)
-{
-	double *logits = parity_doubles(p, c->vocab);
-	for (int64_t i = 0; i < c->rows; i++) {
-		if (targets[i] < 0) {
-			continue;
-		}
-		double max = -INFINITY, sum = 0;
-		for (int64_t t = 0; t < c->vocab; t++) {
-			logits[t] = 0;
-			for (int64_t j = 0; j < c->d; j++) {
-				logits[t] += x[i * c->d + j] * w[t * c->d + j];
-			}
-			max = fmax(max, logits[t]);
-		}
-		for (int64_t t = 0; t < c->vocab; t++) {
-			sum += exp(logits[t] - max);
-		}
-		for (int64_t t = 0; t < c->vocab; t++) {
-			double g = 0.125 * (exp(logits[t] - max) / sum - (t == targets[i]));
-			for (int64_t j = 0; j < c->d; j++) {
-				dw[t * c->d + j] += g * x[i * c->d + j];
-			}
-		}
-	}
-}
-
-enum { HEAD_PLAIN = 1, HEAD_LOW_RANK = 2, HEAD_NO_DX = 4, HEAD_LOSS_ONLY = 8 };
+enum { HEAD_PLAIN = 1, HEAD_LOW_RANK = 2, HEAD_NO_DX = 4, HEAD_LOSS_ONLY = 8, HEAD_CAPPED = 16 };
 
 static void adapted_one(struct parity *p, const struct head_case *c, enum dtype dtype, int what)
 {
@@ -384,9 +354,9 @@ static void adapted_one(struct parity *p, const struct head_case *c, enum dtype 
 	if (low_rank) {
 		ref_matmul(full, NULL, b->v, false, a->v, false, c->vocab, c->d, r, scale, 1);
 	}
-	double want_loss = ref_lm_head(wants_dx ? want_dx : NULL, x->v, targets, full, c->rows, c->vocab,
-		c->d, 0.125);
-	adapted_reference(p, c, x->v, full, targets, dfull);
+	double cap = what & HEAD_CAPPED ? 2 : 0;
+	double want_loss = ref_lm_head(wants_dx ? want_dx : NULL, dfull, x->v, targets, full, c->rows,
+		c->vocab, c->d, cap, 0.125);
 	for (int64_t i = 0; i < c->vocab * c->d && (what & HEAD_PLAIN) && !loss_only; i++) {
 		want_dw[i] += dfull[i];
 	}
@@ -398,7 +368,7 @@ static void adapted_one(struct parity *p, const struct head_case *c, enum dtype 
 	struct mat none = {0};
 	struct adapted_run run = {.dx = what & HEAD_NO_DX ? none : dx->m, .x = x->m,
 		.targets = t->m.data, .loss_only = loss_only, .loss = backend_alloc(p->b, sizeof(double)),
-		.h = {.scale = (float)scale}};
+		.h = {.scale = (float)scale, .softcap = (float)cap}};
 	if (what & HEAD_PLAIN) {
 		run.h.w = w->m;
 		run.h.dw = dw->m;
@@ -435,7 +405,9 @@ static void adapted_one(struct parity *p, const struct head_case *c, enum dtype 
 static void test_lm_head_adapted(struct parity *p)
 {
 	static const int forms[] = {HEAD_PLAIN, HEAD_PLAIN | HEAD_NO_DX, HEAD_LOW_RANK,
-		HEAD_LOW_RANK | HEAD_NO_DX, HEAD_PLAIN | HEAD_LOW_RANK, HEAD_PLAIN | HEAD_LOSS_ONLY};
+		HEAD_LOW_RANK | HEAD_NO_DX, HEAD_PLAIN | HEAD_LOW_RANK, HEAD_PLAIN | HEAD_LOSS_ONLY,
+		HEAD_CAPPED, HEAD_CAPPED | HEAD_PLAIN | HEAD_LOW_RANK,
+		HEAD_CAPPED | HEAD_PLAIN | HEAD_LOSS_ONLY};
 	for (size_t i = 0; i < ARRAY_LEN(head_cases); i++) {
 		for (size_t k = 0; k < ARRAY_LEN(forms); k++) {
 			adapted_one(p, &head_cases[i], DTYPE_F32, forms[k]);

@@ -291,14 +291,26 @@ static const struct shape norm_shapes[] = {{1, 1, 0}, {1, 576, 0}, {3, 5, 2}, {6
 static void run_rmsnorm(struct backend *b, void *ctx)
 {
 	struct call *c = ctx;
-	rmsnorm_forward(b, c->m[0], c->m[1], c->f, c->m[2], c->m[3], c->w, c->scalar);
+	rmsnorm_forward(b, c->m[0], c->m[1], c->f, c->m[2], c->m[3], c->w, c->scalar,
+		c->flag);
+}
+
+/* The weight that y is multiplied by, from that which is stored. */
+static double *norm_scale(struct parity *p, const struct tensor *w, bool one_plus)
+{
+	double *scale = parity_copy(p, w->v, w->m.cols);
+	for (int64_t j = 0; j < w->m.cols; j++) {
+		scale[j] += one_plus;
+	}
+	return scale;
 }
 
 static void rmsnorm_forward_one(struct parity *p, const struct shape *s, enum dtype dtype,
-	bool residual, bool in_place)
+	bool residual, bool in_place, bool one_plus)
 {
-	parity_case(p, "rmsnorm_forward %s [%d,%d]%s%s", dtype_name(dtype), (int)s->rows, (int)s->cols,
-		residual ? " residual" : "", in_place ? " in place" : "");
+	parity_case(p, "rmsnorm_forward %s [%d,%d]%s%s%s", dtype_name(dtype), (int)s->rows,
+		(int)s->cols, residual ? " residual" : "", in_place ? " in place" : "",
+		one_plus ? " 1+w" : "");
 	const float eps = 1e-5f;
 	struct tensor *x = tensor_random(p, dtype, s->rows, s->cols, s->gap, 2);
 	struct tensor *delta = tensor_random(p, dtype, s->rows, s->cols, s->gap, 2);
@@ -309,12 +321,12 @@ static void rmsnorm_forward_one(struct parity *p, const struct shape *s, enum dt
 	int64_t n = s->rows * s->cols;
 	double *want_y = parity_doubles(p, n), *want_sum = parity_doubles(p, n);
 	double *want_rstd = parity_doubles(p, s->rows), *old_sum = parity_copy(p, sum->v, n);
-	ref_rmsnorm_forward(want_y, want_sum, want_rstd, x->v, residual ? delta->v : NULL, w->v,
-		s->rows, s->cols, (double)eps);
+	ref_rmsnorm_forward(want_y, want_sum, want_rstd, x->v, residual ? delta->v : NULL,
+		norm_scale(p, w, one_plus), s->rows, s->cols, (double)eps);
 
 	struct mat none = {0};
 	struct call c = {.m = {y->m, sum->m, x->m, residual ? delta->m : none}, .f = rstd->m.data,
-		.w = w->m.data, .scalar = eps};
+		.w = w->m.data, .scalar = eps, .flag = one_plus};
 	parity_run(p, run_rmsnorm, &c, y, sum, rstd, NULL);
 	/* bf16: the sum and the normalised row are rounded before the last product. */
 	double error = dtype == DTYPE_BF16 ? 0x1p-7 : 2e-6;
@@ -331,9 +343,11 @@ static void test_rmsnorm_forward(struct parity *p)
 {
 	for (size_t i = 0; i < ARRAY_LEN(norm_shapes); i++) {
 		for (size_t k = 0; k < 2; k++) {
-			rmsnorm_forward_one(p, &norm_shapes[i], act_dtypes[k], false, false);
-			rmsnorm_forward_one(p, &norm_shapes[i], act_dtypes[k], true, false);
-			rmsnorm_forward_one(p, &norm_shapes[i], act_dtypes[k], true, true);
+			for (int one_plus = 0; one_plus < 2; one_plus++) {
+				rmsnorm_forward_one(p, &norm_shapes[i], act_dtypes[k], false, false, one_plus);
+				rmsnorm_forward_one(p, &norm_shapes[i], act_dtypes[k], true, false, one_plus);
+				rmsnorm_forward_one(p, &norm_shapes[i], act_dtypes[k], true, true, one_plus);
+			}
 		}
 	}
 }
@@ -342,15 +356,16 @@ static void run_rmsnorm_backward(struct backend *b, void *ctx)
 {
 	struct call *c = ctx;
 	rmsnorm_backward(b, c->m[0], c->flag ? (float *)c->m[4].data : NULL, c->m[1], c->m[2], c->m[3],
-		c->f, c->w);
+		c->f, c->w, c->n_heads);
 }
 
 /* alias: dx is its own, dsum's, or dy's memory. */
 static void rmsnorm_backward_one(struct parity *p, const struct shape *s, enum dtype dtype,
-	bool residual, bool train, int alias)
+	bool residual, bool train, int alias, bool one_plus)
 {
-	parity_case(p, "rmsnorm_backward %s [%d,%d]%s%s alias %d", dtype_name(dtype), (int)s->rows,
-		(int)s->cols, residual ? " residual" : "", train ? " dw" : "", alias);
+	parity_case(p, "rmsnorm_backward %s [%d,%d]%s%s alias %d%s", dtype_name(dtype), (int)s->rows,
+		(int)s->cols, residual ? " residual" : "", train ? " dw" : "", alias,
+		one_plus ? " 1+w" : "");
 	int64_t n = s->rows * s->cols;
 	const double eps = 1e-5;
 	struct tensor *dy = tensor_random(p, dtype, s->rows, s->cols, s->gap, 1);
@@ -367,11 +382,11 @@ static void rmsnorm_backward_one(struct parity *p, const struct shape *s, enum d
 	ref_rmsnorm_forward(scratch, copy, rstd, sum->v, NULL, w->v, s->rows, s->cols, eps);
 	struct tensor *rstd_t = tensor_from(p, DTYPE_F32, 1, s->rows, rstd);
 	ref_rmsnorm_backward(want_dx, train ? want_dw : NULL, dy->v, residual ? dsum->v : NULL, sum->v,
-		w->v, s->rows, s->cols, eps);
+		norm_scale(p, w, one_plus), s->rows, s->cols, eps);
 
 	struct mat none = {0};
 	struct call c = {.m = {dx->m, dy->m, residual ? dsum->m : none, sum->m, dw->m},
-		.f = rstd_t->m.data, .w = w->m.data, .flag = train};
+		.f = rstd_t->m.data, .w = w->m.data, .flag = train, .n_heads = one_plus};
 	parity_run(p, run_rmsnorm_backward, &c, dx, dw, NULL);
 	parity_check(p, "dx", dx, want_dx, 2e-6, 4e-6, NULL);
 	parity_check(p, "dw", dw, want_dw, 2e-6, 2e-6 * sqrt((double)s->rows + 1), NULL);
@@ -381,11 +396,103 @@ static void test_rmsnorm_backward(struct parity *p)
 {
 	for (size_t i = 0; i < ARRAY_LEN(norm_shapes); i++) {
 		for (size_t k = 0; k < 2; k++) {
-			rmsnorm_backward_one(p, &norm_shapes[i], act_dtypes[k], false, false, 0);
-			rmsnorm_backward_one(p, &norm_shapes[i], act_dtypes[k], false, true, 2);
-			rmsnorm_backward_one(p, &norm_shapes[i], act_dtypes[k], true, true, 0);
-			rmsnorm_backward_one(p, &norm_shapes[i], act_dtypes[k], true, true, 1);
-			rmsnorm_backward_one(p, &norm_shapes[i], act_dtypes[k], true, true, 2);
+			rmsnorm_backward_one(p, &norm_shapes[i], act_dtypes[k], false, false, 0, false);
+			rmsnorm_backward_one(p, &norm_shapes[i], act_dtypes[k], false, true, 2, false);
+			rmsnorm_backward_one(p, &norm_shapes[i], act_dtypes[k], true, true, 0, false);
+			rmsnorm_backward_one(p, &norm_shapes[i], act_dtypes[k], true, true, 1, false);
+			rmsnorm_backward_one(p, &norm_shapes[i], act_dtypes[k], true, true, 2, false);
+			rmsnorm_backward_one(p, &norm_shapes[i], act_dtypes[k], true, true, 0, true);
+		}
+	}
+}
+
+/* ---- LayerNorm ----------------------------------------------------------------------------- */
+
+struct layernorm_run {
+	struct mat y, sum, x, delta;    /* forward */
+	struct mat dx, dy, dsum;        /* backward */
+	float *stats, *dw, *dbias;
+	const void *w, *bias;
+};
+
+static void run_layernorm(struct backend *b, void *ctx)
+{
+	struct layernorm_run *r = ctx;
+	layernorm_forward(b, r->y, r->sum, r->stats, r->x, r->delta, r->w, r->bias, 1e-5f);
+}
+
+static void run_layernorm_backward(struct backend *b, void *ctx)
+{
+	struct layernorm_run *r = ctx;
+	layernorm_backward(b, r->dx, r->dw, r->dbias, r->dy, r->dsum, r->sum, r->stats, r->w);
+}
+
+/* alias: dx is its own, dsum's, or dy's memory. */
+static void layernorm_one(struct parity *p, const struct shape *s, enum dtype dtype, bool residual,
+	bool trained, int alias)
+{
+	parity_case(p, "layernorm %s [%d,%d]%s%s alias %d", dtype_name(dtype), (int)s->rows,
+		(int)s->cols, residual ? " residual" : "", trained ? " bias" : "", alias);
+	int64_t n = s->rows * s->cols;
+	const double eps = (double)1e-5f;
+	struct tensor *x = tensor_random(p, dtype, s->rows, s->cols, s->gap, 2);
+	struct tensor *delta = tensor_random(p, dtype, s->rows, s->cols, s->gap, 2);
+	struct tensor *w = tensor_random(p, dtype, 1, s->cols, 0, 1);
+	struct tensor *bias = tensor_random(p, dtype, 1, s->cols, 0, 1);
+	struct tensor *y = tensor_zero(p, dtype, s->rows, s->cols, s->gap);
+	struct tensor *sum = residual ? tensor_zero(p, dtype, s->rows, s->cols, s->gap) : x;
+	struct tensor *stats = tensor_zero(p, DTYPE_F32, s->rows, 2, 0);
+	double *want_y = parity_doubles(p, n), *want_sum = parity_doubles(p, n);
+	double *want_stats = parity_doubles(p, 2 * s->rows);
+	ref_layernorm_forward(want_y, want_sum, want_stats, x->v, residual ? delta->v : NULL, w->v,
+		trained ? bias->v : NULL, s->rows, s->cols, eps);
+
+	struct mat none = {0};
+	struct layernorm_run r = {.y = y->m, .sum = sum->m, .x = x->m,
+		.delta = residual ? delta->m : none, .stats = stats->m.data, .w = w->m.data,
+		.bias = trained ? bias->m.data : NULL};
+	parity_run(p, run_layernorm, &r, y, sum, stats, NULL);
+	/* bf16: the sum is rounded before its norm is taken; a row of one element has the norm 0. */
+	double error = dtype == DTYPE_BF16 ? 0x1p-6 : 3e-6;
+	double loose = s->cols == 1 ? 2 : error * 4;
+	parity_check(p, "y", y, want_y, error, loose, NULL);
+	if (residual) {
+		parity_check(p, "sum", sum, want_sum, 1e-7, 0, NULL);
+	}
+
+	struct tensor *dy = tensor_random(p, dtype, s->rows, s->cols, s->gap, 1);
+	struct tensor *dsum = tensor_random(p, dtype, s->rows, s->cols, s->gap, 1);
+	struct tensor *dw = tensor_random(p, DTYPE_F32, 1, s->cols, 0, 1);
+	struct tensor *db = tensor_random(p, DTYPE_F32, 1, s->cols, 0, 1);
+	struct tensor *dx = alias == 2 ? dy
+		: alias == 1               ? dsum
+								   : tensor_zero(p, dtype, s->rows, s->cols, s->gap);
+	double *want_dx = parity_doubles(p, n), *want_dw = parity_copy(p, dw->v, s->cols);
+	double *want_db = parity_copy(p, db->v, s->cols);
+	ref_layernorm_backward(want_dx, trained ? want_dw : NULL, want_db, dy->v,
+		residual ? dsum->v : NULL, sum->v, w->v, s->rows, s->cols, eps);
+	r.dx = dx->m;
+	r.dy = dy->m;
+	r.dsum = residual ? dsum->m : none;
+	r.dw = trained ? dw->m.data : NULL;
+	r.dbias = trained ? db->m.data : NULL;
+	parity_run(p, run_layernorm_backward, &r, dx, dw, db, NULL);
+	if (s->cols > 1) { /* of a row of one element it is 0, less than the rounding of a difference */
+		parity_check(p, "dx", dx, want_dx, 1e-5, 1e-5, NULL);
+	}
+	parity_check(p, "dw", dw, want_dw, 1e-5, 1e-5 * sqrt((double)s->rows + 1), NULL);
+	parity_check(p, "dbias", db, want_db, 2e-6, 2e-6 * sqrt((double)s->rows + 1), NULL);
+}
+
+static void test_layernorm(struct parity *p)
+{
+	for (size_t i = 0; i < ARRAY_LEN(norm_shapes); i++) {
+		for (size_t k = 0; k < 2; k++) {
+			layernorm_one(p, &norm_shapes[i], act_dtypes[k], false, false, 0);
+			layernorm_one(p, &norm_shapes[i], act_dtypes[k], false, true, 2);
+			layernorm_one(p, &norm_shapes[i], act_dtypes[k], true, true, 0);
+			layernorm_one(p, &norm_shapes[i], act_dtypes[k], true, true, 1);
+			layernorm_one(p, &norm_shapes[i], act_dtypes[k], true, false, 2);
 		}
 	}
 }
@@ -395,28 +502,30 @@ static void test_rmsnorm_backward(struct parity *p)
 static void run_rope(struct backend *b, void *ctx)
 {
 	struct call *c = ctx;
-	rope(b, c->m[0], c->ids, c->w, c->n_heads, c->head_dim, c->flag);
+	rope(b, c->m[0], c->ids, c->w, c->n_heads, c->head_dim, (int64_t)c->key.seed, c->flag);
 }
 
 static void test_rope(struct parity *p)
 {
 	enum { MAX_POSITIONS = 50, MAX_ROWS = 200 };
 	static const struct {
-		int64_t rows, n_heads, head_dim, gap;
-	} cases[] = {{1, 1, 2, 0}, {5, 3, 6, 2}, {MAX_ROWS, 9, 64, 0}, {31, 2, 80, 5}, {0, 2, 8, 0}};
+		int64_t rows, n_heads, head_dim, rotary_dim, gap;
+	} cases[] = {{1, 1, 2, 2, 0}, {5, 3, 6, 6, 2}, {MAX_ROWS, 9, 64, 64, 0}, {31, 2, 80, 80, 5},
+		{31, 2, 80, 20, 5}, {7, 3, 5, 2, 1}, {0, 2, 8, 8, 0}};
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
 		for (int k = 0; k < 4; k++) {
 			int64_t rows = cases[i].rows, cols = cases[i].n_heads * cases[i].head_dim;
 			enum dtype dtype = act_dtypes[k & 1];
 			bool inverse = k >> 1;
-			parity_case(p, "rope %s [%d,%dx%d]%s", dtype_name(dtype), (int)rows,
-				(int)cases[i].n_heads, (int)cases[i].head_dim, inverse ? " inverse" : "");
+			parity_case(p, "rope %s [%d,%dx%d] %d%s", dtype_name(dtype), (int)rows,
+				(int)cases[i].n_heads, (int)cases[i].head_dim, (int)cases[i].rotary_dim,
+				inverse ? " inverse" : "");
 			int32_t positions[MAX_ROWS];
 			for (int64_t j = 0; j < rows; j++) {
 				positions[j] = (int32_t)parity_random(p, MAX_POSITIONS);
 			}
-			double *table = parity_doubles(p, MAX_POSITIONS * cases[i].head_dim);
-			int64_t half = cases[i].head_dim / 2;
+			double *table = parity_doubles(p, MAX_POSITIONS * cases[i].rotary_dim);
+			int64_t half = cases[i].rotary_dim / 2;
 			for (int64_t j = 0; j < MAX_POSITIONS * half; j++) {
 				double angle = (double)(j / half) * pow(10000, -(double)(j % half) / (double)half);
 				table[j / half * 2 * half + j % half] = cos(angle);
@@ -426,9 +535,11 @@ static void test_rope(struct parity *p)
 			struct tensor *pos = tensor_i32(p, positions, rows);
 			struct tensor *x = tensor_random(p, dtype, rows, cols, cases[i].gap, 1);
 			double *want = parity_copy(p, x->v, rows * cols);
-			ref_rope(want, positions, cs->v, rows, cases[i].n_heads, cases[i].head_dim, inverse);
+			ref_rope(want, positions, cs->v, rows, cases[i].n_heads, cases[i].head_dim,
+				cases[i].rotary_dim, inverse);
 			struct call c = {.m = {x->m}, .ids = pos->m.data, .w = cs->m.data, .flag = inverse,
-				.n_heads = cases[i].n_heads, .head_dim = cases[i].head_dim};
+				.n_heads = cases[i].n_heads, .head_dim = cases[i].head_dim,
+				.key = {.seed = (uint64_t)cases[i].rotary_dim}};
 			parity_run(p, run_rope, &c, x, NULL);
 			parity_check(p, "x", x, want, 3e-7, 3e-7, NULL);
 		}
@@ -483,6 +594,84 @@ static void test_swiglu(struct parity *p)
 			swiglu_one(p, &shapes[i], act_dtypes[k & 1], 4, k >> 1);
 			swiglu_one(p, &shapes[i], act_dtypes[k & 1], 80, k >> 1);
 		}
+	}
+}
+
+/* ---- gated activations, caps --------------------------------------------------------------- */
+
+static void run_gated(struct backend *b, void *ctx)
+{
+	struct call *c = ctx;
+	gated_forward(b, c->m[0], c->m[1], c->m[2], (enum activation)c->n_heads);
+}
+
+static void run_gated_backward(struct backend *b, void *ctx)
+{
+	struct call *c = ctx;
+	gated_backward(b, c->m[0], c->m[1], c->m[2], c->m[3], c->m[4], (enum activation)c->n_heads);
+}
+
+static void gated_one(struct parity *p, const struct shape *s, enum dtype dtype,
+	enum activation kind, bool in_place)
+{
+	parity_case(p, "gated %s %s [%d,%d]%s", activation_name(kind), dtype_name(dtype), (int)s->rows,
+		(int)s->cols, in_place ? " in place" : "");
+	int64_t n = s->rows * s->cols;
+	struct tensor *gate = tensor_random(p, dtype, s->rows, s->cols, s->gap, 4);
+	struct tensor *up = tensor_random(p, dtype, s->rows, s->cols, s->gap, 1);
+	struct tensor *h = tensor_zero(p, dtype, s->rows, s->cols, s->gap);
+	struct tensor *dh = tensor_random(p, dtype, s->rows, s->cols, s->gap, 1);
+	struct tensor *dgate = in_place ? gate : tensor_zero(p, dtype, s->rows, s->cols, s->gap);
+	struct tensor *dup = in_place ? up : tensor_zero(p, dtype, s->rows, s->cols, s->gap);
+	double *want = parity_doubles(p, n), *want_dgate = parity_doubles(p, n);
+	double *want_dup = parity_doubles(p, n);
+	for (int64_t i = 0; i < n; i++) {
+		double f = ref_activation(gate->v[i], kind);
+		want[i] = f * up->v[i];
+		want_dup[i] = dh->v[i] * f;
+		want_dgate[i] = dh->v[i] * up->v[i] * ref_activation_derivative(gate->v[i], kind);
+	}
+	double error = dtype == DTYPE_BF16 ? 0x1p-8 : 2e-6; /* f(gate) is rounded once more */
+	struct call c = {.m = {h->m, gate->m, up->m}, .n_heads = (int64_t)kind};
+	parity_run(p, run_gated, &c, h, NULL);
+	parity_check(p, "h", h, want, error, 1e-30, NULL);
+	struct call back = {.m = {dgate->m, dup->m, dh->m, gate->m, up->m}, .n_heads = (int64_t)kind};
+	parity_run(p, run_gated_backward, &back, dgate, dup, NULL);
+	parity_check(p, "dup", dup, want_dup, 2e-6, 1e-30, NULL);
+	parity_check(p, "dgate", dgate, want_dgate, 4e-6, 2e-6, NULL);
+}
+
+static void test_gated(struct parity *p)
+{
+	static const enum activation kinds[] = {ACTIVATION_GELU, ACTIVATION_GELU_NEW, ACTIVATION_RELU,
+		ACTIVATION_SILU};
+	for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
+		for (size_t k = 0; k < ARRAY_LEN(kinds); k++) {
+			gated_one(p, &shapes[i], DTYPE_F32, kinds[k], i & 1);
+			gated_one(p, &shapes[i], DTYPE_BF16, kinds[k], !(i & 1));
+		}
+	}
+}
+
+static void run_softcap(struct backend *b, void *ctx)
+{
+	struct call *c = ctx;
+	softcap(b, c->m[0], c->scalar);
+}
+
+static void test_softcap(struct parity *p)
+{
+	for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
+		const struct shape *s = &shapes[i];
+		parity_case(p, "softcap [%d,%d]", (int)s->rows, (int)s->cols);
+		struct tensor *x = tensor_random(p, DTYPE_F32, s->rows, s->cols, s->gap, 100);
+		double *want = parity_copy(p, x->v, s->rows * s->cols);
+		for (int64_t j = 0; j < s->rows * s->cols; j++) {
+			want[j] = 30 * tanh(want[j] / 30);
+		}
+		struct call c = {.m = {x->m}, .scalar = 30};
+		parity_run(p, run_softcap, &c, x, NULL);
+		parity_check(p, "x", x, want, 1e-6, 0, NULL);
 	}
 }
 
@@ -554,8 +743,11 @@ const struct parity_test parity_tests_rows[] = {
 	{"embedding", test_embedding},
 	{"rmsnorm_forward", test_rmsnorm_forward},
 	{"rmsnorm_backward", test_rmsnorm_backward},
+	{"layernorm", test_layernorm},
 	{"rope", test_rope},
 	{"swiglu", test_swiglu},
+	{"gated activations", test_gated},
+	{"softcap", test_softcap},
 	{"sum_squares", test_sum_squares},
 	{"adamw_step", test_adamw},
 	{NULL, NULL},

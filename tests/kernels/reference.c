@@ -66,18 +66,71 @@ void ref_rmsnorm_backward(double *dx, double *dw, const double *dy, const double
 	}
 }
 
+/* ---- LayerNorm ----------------------------------------------------------------------------- */
+
+static void row_stats(double *ret_mean, double *ret_rstd, const double *row, int64_t d, double eps)
+{
+	double sum = 0, squares = 0;
+	for (int64_t j = 0; j < d; j++) {
+		sum += row[j];
+	}
+	*ret_mean = sum / (double)d;
+	for (int64_t j = 0; j < d; j++) {
+		squares += (row[j] - *ret_mean) * (row[j] - *ret_mean);
+	}
+	*ret_rstd = 1 / sqrt(squares / (double)d + eps);
+}
+
+void ref_layernorm_forward(double *y, double *sum, double *stats, const double *x,
+	const double *delta, const double *w, const double *bias, int64_t rows, int64_t d, double eps)
+{
+	for (int64_t i = 0; i < rows; i++) {
+		for (int64_t j = 0; j < d; j++) {
+			sum[i * d + j] = x[i * d + j] + (delta ? delta[i * d + j] : 0);
+		}
+		row_stats(&stats[2 * i], &stats[2 * i + 1], sum + i * d, d, eps);
+		for (int64_t j = 0; j < d; j++) {
+			y[i * d + j] = w[j] * (sum[i * d + j] - stats[2 * i]) * stats[2 * i + 1] +
+				(bias ? bias[j] : 0);
+		}
+	}
+}
+
+void ref_layernorm_backward(double *dx, double *dw, double *dbias, const double *dy,
+	const double *dsum, const double *sum, const double *w, int64_t rows, int64_t d, double eps)
+{
+	for (int64_t i = 0; i < rows; i++) {
+		double mean, rstd, total = 0, dot = 0;
+		row_stats(&mean, &rstd, sum + i * d, d, eps);
+		for (int64_t j = 0; j < d; j++) {
+			double g = w[j] * dy[i * d + j];
+			total += g;
+			dot += g * (sum[i * d + j] - mean) * rstd;
+		}
+		for (int64_t j = 0; j < d; j++) {
+			double n = (sum[i * d + j] - mean) * rstd;
+			if (dw) {
+				dw[j] += dy[i * d + j] * n;
+				dbias[j] += dy[i * d + j];
+			}
+			dx[i * d + j] = rstd * (w[j] * dy[i * d + j] - total / (double)d - n * dot / (double)d) +
+				(dsum ? dsum[i * d + j] : 0);
+		}
+	}
+}
+
 /* ---- RoPE, SwiGLU -------------------------------------------------------------------------- */
 
 void ref_rope(double *x, const int32_t *positions, const double *cos_sin, int64_t rows,
-	int64_t n_heads, int64_t head_dim, bool inverse)
+	int64_t n_heads, int64_t head_dim, int64_t rotary_dim, bool inverse)
 {
-	int64_t half = head_dim / 2;
+	int64_t half = rotary_dim / 2;
 	for (int64_t i = 0; i < rows; i++) {
 		for (int64_t h = 0; h < n_heads; h++) {
 			double *p = x + (i * n_heads + h) * head_dim;
 			for (int64_t j = 0; j < half; j++) {
-				double c = cos_sin[positions[i] * head_dim + j];
-				double s = cos_sin[positions[i] * head_dim + half + j];
+				double c = cos_sin[positions[i] * rotary_dim + j];
+				double s = cos_sin[positions[i] * rotary_dim + half + j];
 				double lo = p[j], hi = p[half + j];
 				s = inverse ? -s : s;
 				p[j] = lo * c - hi * s;
@@ -184,9 +237,18 @@ void ref_lstm_forward(double *h, double *gates, double *cell, const double *xg, 
 
 /* ---- attention ----------------------------------------------------------------------------- */
 
-/* Probabilities of query i of sequence s under head h into p[k_len]; returns the log-sum-exp. */
-static double attention_row(double *p, const double *q, const double *k, const struct attention *a,
-	int64_t s, int64_t i, int64_t h)
+/* Row of the table of biases for key j and query i. */
+static int64_t bias_row(const struct attention *a, int64_t s, int64_t i, int64_t j)
+{
+	int64_t distance = j - (i + a->k_len[s] - a->q_len[s]), reach = a->bias.reach;
+	distance = distance < -reach ? -reach : distance > reach ? reach : distance;
+	return a->bias.bucket[distance + reach];
+}
+
+/* Probabilities of query i of sequence s under head h into p[k_len], and into slope[k_len] the derivative
+ * of a score by its scaled product; returns the log-sum-exp. */
+static double attention_row(double *p, double *slope, const double *q, const double *k,
+	const double *bias, const struct attention *a, int64_t s, int64_t i, int64_t h)
 {
 	int64_t kv_head = h / (a->n_heads / a->n_kv_heads), n = a->k_len[s];
 	const double *qi = q + ((a->q_start[s] + i) * a->n_heads + h) * a->head_dim;
@@ -194,12 +256,20 @@ static double attention_row(double *p, const double *q, const double *k, const s
 
 	for (int64_t j = 0; j < n; j++) {
 		const double *kj = k + ((a->k_start[s] + j) * a->n_kv_heads + kv_head) * a->head_dim;
+		int64_t behind = i + a->k_len[s] - a->q_len[s] - j;
 		p[j] = -INFINITY;
-		if (!a->causal || j <= i + a->k_len[s] - a->q_len[s]) {
+		slope[j] = 1;
+		if ((!a->causal || behind >= 0) && (a->window == 0 || behind < a->window)) {
 			p[j] = 0;
 			for (int64_t l = 0; l < a->head_dim; l++) {
 				p[j] += qi[l] * kj[l] * a->scale;
 			}
+			if (a->softcap > 0) {
+				double t = tanh(p[j] / (double)a->softcap);
+				p[j] = (double)a->softcap * t;
+				slope[j] = 1 - t * t;
+			}
+			p[j] += bias ? bias[bias_row(a, s, i, j) * a->n_heads + h] : 0;
 		}
 		max = fmax(max, p[j]);
 	}
@@ -222,15 +292,16 @@ static int64_t longest_keys(const struct attention *a)
 }
 
 void ref_attention_forward(double *o, double *lse, const double *q, const double *k, const double *v,
-	const struct attention *a)
+	const double *bias, const struct attention *a)
 {
 	double *p = calloc((size_t)longest_keys(a), sizeof(*p));
+	double *slope = calloc((size_t)longest_keys(a), sizeof(*slope));
 	int64_t ratio = a->n_heads / a->n_kv_heads;
 	for (int64_t s = 0; s < a->n_seqs; s++) {
 		for (int64_t i = 0; i < a->q_len[s]; i++) {
 			for (int64_t h = 0; h < a->n_heads; h++) {
 				int64_t at = (a->q_start[s] + i) * a->n_heads + h;
-				lse[at] = attention_row(p, q, k, a, s, i, h);
+				lse[at] = attention_row(p, slope, q, k, bias, a, s, i, h);
 				for (int64_t l = 0; l < a->head_dim; l++) {
 					double sum = 0;
 					for (int64_t j = 0; j < a->k_len[s]; j++) {
@@ -242,13 +313,16 @@ void ref_attention_forward(double *o, double *lse, const double *q, const double
 			}
 		}
 	}
+	free(slope);
 	free(p);
 }
 
-void ref_attention_backward(double *dq, double *dk, double *dv, const double *do_, const double *q,
-	const double *k, const double *v, const struct attention *a)
+void ref_attention_backward(double *dq, double *dk, double *dv, double *dbias, const double *do_,
+	const double *q, const double *k, const double *v, const double *bias,
+	const struct attention *a)
 {
 	double *p = calloc((size_t)longest_keys(a), sizeof(*p));
+	double *slope = calloc((size_t)longest_keys(a), sizeof(*slope));
 	double *dp = calloc((size_t)longest_keys(a), sizeof(*dp));
 	int64_t ratio = a->n_heads / a->n_kv_heads, d = a->head_dim;
 
@@ -263,7 +337,7 @@ void ref_attention_backward(double *dq, double *dk, double *dv, const double *do
 			for (int64_t h = 0; h < a->n_heads; h++) {
 				int64_t qi = ((a->q_start[s] + i) * a->n_heads + h) * d;
 				double dot = 0;
-				attention_row(p, q, k, a, s, i, h);
+				attention_row(p, slope, q, k, bias, a, s, i, h);
 				for (int64_t j = 0; j < a->k_len[s]; j++) {
 					int64_t kj = ((a->k_start[s] + j) * a->n_kv_heads + h / ratio) * d;
 					dp[j] = 0;
@@ -275,7 +349,11 @@ void ref_attention_backward(double *dq, double *dk, double *dv, const double *do
 				}
 				for (int64_t j = 0; j < a->k_len[s]; j++) {
 					int64_t kj = ((a->k_start[s] + j) * a->n_kv_heads + h / ratio) * d;
-					double ds = p[j] * (dp[j] - dot) * a->scale;
+					double ds = p[j] * (dp[j] - dot);
+					if (dbias) {
+						dbias[bias_row(a, s, i, j) * a->n_heads + h] += ds;
+					}
+					ds *= slope[j] * a->scale;
 					for (int64_t l = 0; l < d; l++) {
 						dq[qi + l] += ds * k[kj + l];
 						dk[kj + l] += ds * q[qi + l];
@@ -285,13 +363,14 @@ void ref_attention_backward(double *dq, double *dk, double *dv, const double *do
 		}
 	}
 	free(dp);
+	free(slope);
 	free(p);
 }
 
 /* ---- head, optimizer, random numbers ------------------------------------------------------- */
 
-double ref_lm_head(double *dx, const double *x, const int32_t *targets, const double *w, int64_t rows,
-	int64_t vocab, int64_t d, double grad_scale)
+double ref_lm_head(double *dx, double *dw, const double *x, const int32_t *targets, const double *w,
+	int64_t rows, int64_t vocab, int64_t d, double cap, double grad_scale)
 {
 	double *logits = calloc((size_t)vocab, sizeof(*logits)), loss = 0;
 	for (int64_t i = 0; i < rows; i++) {
@@ -307,16 +386,21 @@ double ref_lm_head(double *dx, const double *x, const int32_t *targets, const do
 			for (int64_t j = 0; j < d; j++) {
 				logits[t] += x[i * d + j] * w[t * d + j];
 			}
+			logits[t] = cap > 0 ? cap * tanh(logits[t] / cap) : logits[t];
 			max = fmax(max, logits[t]);
 		}
 		for (int64_t t = 0; t < vocab; t++) {
 			sum += exp(logits[t] - max);
 		}
 		loss += max + log(sum) - logits[targets[i]];
-		for (int64_t t = 0; t < vocab && dx; t++) {
-			double g = grad_scale * (exp(logits[t] - max) / sum - (t == targets[i]));
-			for (int64_t j = 0; j < d; j++) {
+		for (int64_t t = 0; t < vocab; t++) {
+			double u = cap > 0 ? logits[t] / cap : 0;
+			double g = grad_scale * (exp(logits[t] - max) / sum - (t == targets[i])) * (1 - u * u);
+			for (int64_t j = 0; j < d && dx; j++) {
 				dx[i * d + j] += g * w[t * d + j];
+			}
+			for (int64_t j = 0; j < d && dw; j++) {
+				dw[t * d + j] += g * x[i * d + j];
 			}
 		}
 	}

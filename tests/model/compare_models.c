@@ -63,8 +63,8 @@ int main(int argc, char **argv)
 {
 	_cleanup_(model_files_freep) struct model_files *a = NULL;
 	_cleanup_(model_files_freep) struct model_files *b = NULL;
-	struct tensor_spec spec;
-	int64_t i, different = 0;
+	_cleanup_(freep) struct tensor_spec *specs = NULL;
+	size_t n, different = 0;
 
 	if (argc != 3) {
 		fprintf(stderr, "usage: compare_models A B\n");
@@ -73,10 +73,12 @@ int main(int argc, char **argv)
 	open_model(&a, argv[1]);
 	open_model(&b, argv[2]);
 	bool same = same_config(model_files_config(a), model_files_config(b));
-	for (i = 0; model_config_tensor(model_files_config(a), i, &spec); i++) {
-		different += !same_tensor(a, b, &spec);
+	if (model_tensors(&specs, &n, model_files_config(a)) != 0) {
+		return 2;
 	}
-	printf("configuration %s; %" PRId64 " of %" PRId64 " tensors differ\n", same ? "equal" :
-		"DIFFERS", different, i);
+	for (size_t i = 0; i < n; i++) {
+		different += !same_tensor(a, b, &specs[i]);
+	}
+	printf("configuration %s; %zu of %zu tensors differ\n", same ? "equal" : "DIFFERS", different, n);
 	return same && different == 0 ? 0 : 1;
 }

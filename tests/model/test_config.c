@@ -3,6 +3,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -13,6 +14,9 @@
 #define SIZES "\"vocab_size\":100,\"hidden_size\":32,\"intermediate_size\":48," \
 	"\"num_hidden_layers\":2,\"num_attention_heads\":4"
 #define LLAMA "\"model_type\":\"llama\"," SIZES
+
+#define OF(type) "\"model_type\":\"" type "\"," SIZES
+#define GPT2 "\"model_type\":\"gpt2\",\"vocab_size\":9,\"n_embd\":8,\"n_layer\":1,\"n_positions\":16"
 
 static int parse(struct model_config *c, const char *json, struct errmsg *err)
 {
@@ -119,9 +123,9 @@ static void test_refuses(void **state)
 		{"[]", "must be a JSON object"},
 		{"{\"model_type\":\"llama\",", "config.json:1:"},
 		{"{" LLAMA ",\"hidden_size\":32}", "duplicate object key"},
-		{"{" SIZES "}", "'model_type' is missing; known are: llama"},
-		{"{\"model_type\":\"gpt_neox\"," SIZES "}",
-			"\"gpt_neox\" is not supported; known are: llama"},
+		{"{" SIZES "}", "'model_type' is missing; known are: gemma2"},
+		{"{\"model_type\":\"bloom\"," SIZES "}",
+			"\"bloom\" is not supported; known are: gemma2"},
 		{"{\"model_type\":3}", "'model_type' is 3; it must be a string"},
 		{"{\"model_type\":\"llama\"}", "'vocab_size' is missing"},
 		{"{\"model_type\":\"llama\",\"vocab_size\":\"100\"}",
@@ -137,9 +141,7 @@ static void test_refuses(void **state)
 		{"{\"model_type\":\"llama\",\"vocab_size\":9,\"hidden_size\":30,\"intermediate_size\":8,"
 			"\"num_hidden_layers\":1,\"num_attention_heads\":4}",
 			"hidden_size = 30 is no multiple"},
-		{"{\"model_type\":\"llama\",\"vocab_size\":9,\"hidden_size\":4096,\"intermediate_size\":8,"
-			"\"num_hidden_layers\":1,\"num_attention_heads\":4096,\"head_dim\":4096}",
-			"num_attention_heads × head_dim = 16777216"},
+		{"{" LLAMA ",\"head_dim\":258}", "'head_dim'"},
 		{"{" LLAMA ",\"rms_norm_eps\":0}", "'rms_norm_eps' is 0"},
 		{"{" LLAMA ",\"rms_norm_eps\":NaN}", "config.json:1:"},
 		{"{" LLAMA ",\"rope_theta\":-1}", "'rope_theta' is -1"},
@@ -147,15 +149,16 @@ static void test_refuses(void **state)
 			"'tie_word_embeddings' is 1; it must be true or false"},
 		{"{" LLAMA ",\"bos_token_id\":100}", "'bos_token_id' is 100; it must be a token id below"},
 		{"{" LLAMA ",\"eos_token_id\":\"</s>\"}", "'eos_token_id' is \"</s>\""},
-		{"{" LLAMA ",\"hidden_act\":\"gelu\"}", "'hidden_act' is \"gelu\"; only \"silu\""},
+		{"{" LLAMA ",\"hidden_act\":\"mish\"}", "'hidden_act' is \"mish\"; supported are silu"},
 		{"{" LLAMA ",\"attention_dropout\":0.1}", "'attention_dropout' is 0.1; only 0"},
 		{"{" LLAMA ",\"partial_rotary_factor\":0.5}", "'partial_rotary_factor' is 0.5"},
 		{"{" LLAMA ",\"quantization_config\":{\"quant_method\":\"gptq\"}}", "quantized (gptq)"},
-		{"{" LLAMA ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2}}",
-			"\"dynamic\" is not supported"},
-		{"{" LLAMA ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2}}",
-			"\"yarn\" is not supported; "
-			"known are default, linear and llama3"},
+		{"{" LLAMA ",\"rope_scaling\":{\"rope_type\":\"proportional\",\"factor\":2}}",
+			"\"proportional\" is not supported; known are: default, linear, llama3, dynamic, yarn"},
+		{"{" LLAMA ",\"rope_scaling\":{\"rope_type\":\"longrope\",\"factor\":2}}",
+			"\"longrope\" is not supported"},
+		{"{" LLAMA ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"beta_fast\":-1}}",
+			"'beta_fast' is -1"},
 		{"{" LLAMA ",\"rope_scaling\":{\"type\":\"linear\"}}", "needs 'factor'"},
 		{"{" LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":0}}", "'factor' is 0"},
 		{"{" LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8}}",
@@ -167,6 +170,45 @@ static void test_refuses(void **state)
 			"'rope_parameters' holds an object 'full_attention'"},
 		{"{" LLAMA ",\"rope_parameters\":{\"rope_theta\":1e4,\"partial_rotary_factor\":0.5}}",
 			"'partial_rotary_factor' is 0.5"},
+		{"{" OF("mistral") ",\"sliding_window\":0}", "'sliding_window' is 0"},
+		{"{" OF("mistral") ",\"sliding_window\":4,\"layer_types\":[\"full_attention\","
+			"\"sliding_attention\"]}", "'layer_types' differ"},
+		{"{" OF("qwen2") ",\"layer_types\":[\"full_attention\"]}", "one name for each of the 2"},
+		{"{" OF("qwen2") ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]}",
+			"'sliding_window' is not given"},
+		{"{" OF("qwen3") ",\"layer_types\":[\"full_attention\",\"linear_attention\"]}",
+			"'layer_types' holds \"linear_attention\""},
+		{"{" OF("phi3") ",\"resid_pdrop\":0.1}", "'resid_pdrop' is 0.1; only 0"},
+		{"{" OF("phi3") ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}",
+			"\"linear\" is not supported; known are: default, longrope"},
+		{"{" OF("phi3") ",\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1],\"long_factor\":[1]}}",
+			"'short_factor' must be a list of 4 numbers"},
+		{"{" OF("phi3") ",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,2,3,0]}}",
+			"'short_factor' holds 0"},
+		{"{" OF("phi3") ",\"partial_rotary_factor\":0.2}", "less than a pair"},
+		{"{" OF("smollm3") ",\"no_rope_layers\":[1]}", "'no_rope_layers' must be a list"},
+		{"{" OF("smollm3") ",\"no_rope_layers\":[1,\"x\"]}", "'no_rope_layers' holds \"x\""},
+		{"{" OF("smollm3") ",\"no_rope_layer_interval\":0}", "'no_rope_layer_interval' is 0"},
+		{"{" OF("gemma2") ",\"head_dim\":8,\"use_bidirectional_attention\":true}",
+			"'use_bidirectional_attention' is true; only false"},
+		{"{" OF("gemma2") ",\"head_dim\":8,\"hidden_activation\":\"quick_gelu\"}",
+			"'hidden_activation' is \"quick_gelu\""},
+		{"{" OF("gemma2") ",\"head_dim\":8,\"final_logit_softcapping\":-1}",
+			"'final_logit_softcapping' is -1"},
+		{"{" OF("gemma3_text") ",\"head_dim\":8,\"attn_logit_softcapping\":50}",
+			"'attn_logit_softcapping' is 50"},
+		{"{" OF("gemma3_text") ",\"head_dim\":8,\"rope_parameters\":{\"rope_theta\":1e4}}",
+			"must hold an object for full_attention and one"},
+		{"{" OF("gemma3_text") ",\"head_dim\":8,\"rope_parameters\":{\"full_attention\":{},"
+			"\"sliding_attention\":{\"rope_type\":\"linear\",\"factor\":2}}}",
+			"\"linear\" is not supported; known are: default"},
+		{"{\"model_type\":\"gpt2\"}", "'vocab_size' is missing"},
+		{"{" GPT2 ",\"n_head\":3}", "no multiple of num_attention_heads"},
+		{"{" GPT2 ",\"n_head\":2,\"add_cross_attention\":true}", "'add_cross_attention' is true"},
+		{"{" GPT2 ",\"n_head\":2,\"activation_function\":\"tanh\"}",
+			"'activation_function' is \"tanh\""},
+		{"{" OF("gpt_neox") ",\"hidden_dropout\":0.1}", "'hidden_dropout' is 0.1; only 0"},
+		{"{" OF("gpt_neox") ",\"rotary_pct\":1.5}", "'rotary_pct' is 1.5"},
 	};
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
 		struct model_config c;
@@ -183,40 +225,33 @@ static void test_refuses(void **state)
 static void test_tensors(void **state)
 {
 	struct model_config c;
-	struct tensor_spec t;
+	struct tensor_spec *t;
 	struct errmsg err = {0};
-	int64_t n;
+	size_t n;
 
 	assert_int_equal(parse(&c, "{" LLAMA ",\"num_key_value_heads\":2,\"head_dim\":16}", &err), 0);
-	for (n = 0; model_config_tensor(&c, n, &t); n++) {
-		assert_true(t.rows > 0 && t.cols > 0);
-	}
+	assert_int_equal(model_tensors(&t, &n, &c), 0);
 	assert_int_equal(n, 1 + 2 * 9 + 2);
-	assert_true(model_config_tensor(&c, 0, &t));
-	assert_string_equal(t.name, "model.embed_tokens.weight");
-	assert_true(model_config_tensor(&c, 2, &t));
-	assert_string_equal(t.name, "model.layers.0.self_attn.q_proj.weight");
-	assert_int_equal(t.rows, 64);
-	assert_int_equal(t.cols, 32);
-	assert_true(model_config_tensor(&c, 9 + 3, &t));
-	assert_string_equal(t.name, "model.layers.1.self_attn.k_proj.weight");
-	assert_int_equal(t.rows, 32);
-	assert_true(model_config_tensor(&c, 18, &t));
-	assert_string_equal(t.name, "model.layers.1.mlp.down_proj.weight");
-	assert_int_equal(t.rows, 32);
-	assert_int_equal(t.cols, 48);
-	assert_true(model_config_tensor(&c, 20, &t));
-	assert_string_equal(t.name, "lm_head.weight");
+	assert_string_equal(t[0].name, "model.embed_tokens.weight");
+	assert_string_equal(t[2].name, "model.layers.0.self_attn.q_proj.weight");
+	assert_int_equal(t[2].rows, 64);
+	assert_int_equal(t[2].cols, 32);
+	assert_string_equal(t[9 + 3].name, "model.layers.1.self_attn.k_proj.weight");
+	assert_int_equal(t[9 + 3].rows, 32);
+	assert_string_equal(t[18].name, "model.layers.1.mlp.down_proj.weight");
+	assert_int_equal(t[18].rows, 32);
+	assert_int_equal(t[18].cols, 48);
+	assert_string_equal(t[20].name, "lm_head.weight");
+	free(t);
 
-	c.tie_word_embeddings = c.attention_bias = c.mlp_bias = true;
-	for (n = 0; model_config_tensor(&c, n, &t); n++) {
-	}
+	c.tie_word_embeddings = c.attention_bias = c.attention_out_bias = c.mlp_bias = true;
+	assert_int_equal(model_tensors(&t, &n, &c), 0);
 	assert_int_equal(n, 1 + 2 * 16 + 1);
-	assert_true(model_config_tensor(&c, 3, &t));
-	assert_string_equal(t.name, "model.layers.0.self_attn.q_proj.bias");
-	assert_int_equal(t.n_dims, 1);
-	assert_int_equal(t.rows, 64);
-	assert_int_equal(t.cols, 1);
+	assert_string_equal(t[3].name, "model.layers.0.self_attn.q_proj.bias");
+	assert_int_equal(t[3].n_dims, 1);
+	assert_int_equal(t[3].rows, 64);
+	assert_int_equal(t[3].cols, 1);
+	free(t);
 }
 
 int main(void)

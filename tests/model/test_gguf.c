@@ -89,7 +89,7 @@ static void test_tiny_equals_its_twin(void **state)
 	_cleanup_(model_files_freep) struct model_files *hf = NULL;
 	char path[4096];
 	struct errmsg err = {0};
-	struct tensor_spec spec;
+	_cleanup_(freep) struct tensor_spec *specs = NULL;
 	size_t n = 0;
 
 	snprintf(path, sizeof(path), "%s/formats/tiny.gguf", getenv("GOLDEN_DIR"));
@@ -97,7 +97,9 @@ static void test_tiny_equals_its_twin(void **state)
 	snprintf(path, sizeof(path), "%s/formats/tiny", getenv("GOLDEN_DIR"));
 	assert_int_equal(model_files_open(&hf, path, &err), 0);
 
-	for (int64_t i = 0; model_config_tensor(model_files_config(hf), i, &spec); i++, n++) {
+	assert_int_equal(model_tensors(&specs, &n, model_files_config(hf)), 0);
+	for (size_t i = 0; i < n; i++) {
+		const struct tensor_spec spec = specs[i];
 		int64_t rows, cols;
 		size_t values = (size_t)(spec.rows * spec.cols);
 		_cleanup_(freep) float *a = alloc_array(values, sizeof(*a));
@@ -165,6 +167,100 @@ static void test_tokenizer_metadata(void **state)
 	assert_false(t->add_eos_token);
 	assert_false(t->add_space_prefix);
 	assert_null(model_files_text(m, "tokenizer.json", NULL));
+}
+
+/* Each family, as its converter leaves it: tests/golden/make_gguf.py. */
+static void check_same_config(const char *name, const struct model_config *g,
+	const struct model_config *h)
+{
+	const struct {
+		const char *field;
+		double got, want;
+	} fields[] = {
+#define FIELD(x) {#x, (double)g->x, (double)h->x}
+		FIELD(vocab_size), FIELD(hidden_size), FIELD(intermediate_size), FIELD(num_hidden_layers),
+		FIELD(num_attention_heads), FIELD(num_key_value_heads), FIELD(head_dim),
+		FIELD(max_position_embeddings), FIELD(rope_theta), FIELD(rope_scaling),
+		FIELD(rope.factor), FIELD(rope.original_max_position_embeddings), FIELD(rope.beta_fast),
+		FIELD(rope.beta_slow), FIELD(rope.attention_factor), FIELD(rope.mscale),
+		FIELD(rotary_dim), FIELD(rope_local_theta), FIELD(final_logit_softcapping),
+		FIELD(embedding_scale), FIELD(attention_scale), FIELD(attention_scale_by_layer),
+		FIELD(attn_logit_softcapping), FIELD(sliding_window), FIELD(max_sequence), FIELD(hidden_act),
+		FIELD(fan_in_fan_out), FIELD(parallel_residual), FIELD(tie_word_embeddings),
+#undef FIELD
+	};
+	for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
+		if (fields[i].got != fields[i].want) {
+			fail_msg("%s: %s is %.17g, not %.17g", name, fields[i].field, fields[i].got,
+				fields[i].want);
+		}
+	}
+	/* In f32 in the file. */
+	assert_true(fabs(g->rms_norm_eps - h->rms_norm_eps) <= 1e-7 * h->rms_norm_eps);
+	assert_memory_equal(g->layer_flags, h->layer_flags, sizeof(g->layer_flags));
+}
+
+static void check_same_tensors(const char *name, const struct model_files *gguf,
+	const struct model_files *hf)
+{
+	struct errmsg err = {0};
+	_cleanup_(freep) struct tensor_spec *specs = NULL;
+	size_t n = 0;
+	assert_int_equal(model_tensors(&specs, &n, model_files_config(gguf)), 0);
+	assert_true(n > 5);
+	for (size_t i = 0; i < n; i++) {
+		int64_t rows, cols;
+		size_t values = (size_t)(specs[i].rows * specs[i].cols);
+		_cleanup_(freep) float *a = alloc_array(values, sizeof(*a));
+		_cleanup_(freep) float *b = alloc_array(values, sizeof(*b));
+		assert_true(model_files_shape(hf, specs[i].name, &rows, &cols));
+		assert_true(rows == specs[i].rows && cols == specs[i].cols);
+		assert_int_equal(model_files_read(gguf, specs[i].name, a, &err), 0);
+		assert_int_equal(model_files_read(hf, specs[i].name, b, &err), 0);
+		if (memcmp(a, b, values * sizeof(*a)) != 0) {
+			fail_msg("%s: %s differs", name, specs[i].name);
+		}
+	}
+	assert_int_equal(model_files_parameters(gguf), model_files_parameters(hf));
+}
+
+static void test_families_equal_their_twins(void **state)
+{
+	static const char *const names[] = {"gemma2", "gemma3", "gpt2", "qwen2", "qwen2-yarn", "qwen3"};
+	for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+		_cleanup_(model_files_freep) struct model_files *gguf = NULL;
+		_cleanup_(model_files_freep) struct model_files *hf = NULL;
+		struct errmsg err = {0};
+		char path[4096];
+		snprintf(path, sizeof(path), "%s/formats/twins/%s.gguf", getenv("GOLDEN_DIR"), names[i]);
+		if (model_files_open(&gguf, path, &err) != 0) {
+			fail_msg("%s", err.text);
+		}
+		snprintf(path, sizeof(path), "%s/formats/twins/%s", getenv("GOLDEN_DIR"), names[i]);
+		if (model_files_open(&hf, path, &err) != 0) {
+			fail_msg("%s", err.text);
+		}
+		assert_string_equal(model_files_config(gguf)->model_type, model_files_config(hf)->model_type);
+		check_same_config(names[i], model_files_config(gguf), model_files_config(hf));
+		check_same_tensors(names[i], gguf, hf);
+	}
+}
+
+/* To GGUF a Mistral is a llama. */
+static void test_mistral_is_a_llama(void **state)
+{
+	_cleanup_(model_files_freep) struct model_files *gguf = NULL;
+	_cleanup_(model_files_freep) struct model_files *hf = NULL;
+	struct errmsg err = {0};
+	char path[4096];
+	snprintf(path, sizeof(path), "%s/formats/twins/mistral.gguf", getenv("GOLDEN_DIR"));
+	assert_int_equal(model_files_open(&gguf, path, &err), 0);
+	snprintf(path, sizeof(path), "%s/formats/twins/mistral", getenv("GOLDEN_DIR"));
+	assert_int_equal(model_files_open(&hf, path, &err), 0);
+	assert_string_equal(model_files_config(gguf)->model_type, "llama");
+	assert_string_equal(model_files_config(hf)->model_type, "mistral");
+	check_same_config("mistral", model_files_config(gguf), model_files_config(hf));
+	check_same_tensors("mistral", gguf, hf);
 }
 
 /* ---- what is refused ----------------------------------------------------------------------- */
@@ -450,7 +546,8 @@ static const struct refused {
 } refused[] = {
 	{"general.architecture", no_change, "architecture '' (general.architecture) is not supported"},
 	{"general.architecture", wrong_architecture,
-		"architecture 'falcon' (general.architecture) is not supported; known are: llama"},
+		"architecture 'falcon' (general.architecture) is not supported; known are: gemma2, gemma3, "
+		"gpt2, llama, qwen2, qwen3"},
 	{NULL, is_adapter, "holds a 'adapter'"},
 	{NULL, is_split, "one of 3 parts"},
 	{NULL, has_experts, "'llama.expert_count' may change"},
@@ -746,6 +843,8 @@ int main(void)
 		cmocka_unit_test(test_dequantizes_as_ggml),
 		cmocka_unit_test(test_weight_bytes),
 		cmocka_unit_test(test_tiny_equals_its_twin),
+		cmocka_unit_test(test_families_equal_their_twins),
+		cmocka_unit_test(test_mistral_is_a_llama),
 		cmocka_unit_test(test_tokenizer_metadata),
 		cmocka_unit_test(test_refuses),
 		cmocka_unit_test(test_refuses_quantized_vector),

@@ -97,7 +97,7 @@ static float next_normal(uint64_t *state, float std)
 
 /* ---- weights --------------------------------------------------------------------------------- */
 
-enum { MAX_TENSORS = 2 + TINY_LAYERS * 9 };
+enum { MAX_TENSORS = 6 + TINY_LAYERS * (8 + 13) };
 
 struct weights {
 	struct st_out tensors[MAX_TENSORS];
@@ -153,7 +153,25 @@ static int by_name(const void *a, const void *b)
 	return strcmp(((const struct st_out *)a)->name, ((const struct st_out *)b)->name);
 }
 
-static void write_weights(const char *dir, uint64_t seed)
+/* Frees them. */
+static void write_weights(const char *dir, struct weights *w)
+{
+	qsort(w->tensors, w->n, sizeof(w->tensors[0]), by_name);
+
+	static const char *const metadata[] = {"format", "pt"};
+	_cleanup_(buf_deinit) struct buf out = {0};
+	if (safetensors_write(&out, w->tensors, w->n, metadata, 1) < 0) {
+		die("safetensors");
+	}
+	_cleanup_(freep) char *path = tiny_path(dir, "model.safetensors");
+	tiny_write_file(path, out.data, out.len);
+	for (size_t i = 0; i < w->n; i++) {
+		free((void *)w->tensors[i].name);
+		free((void *)w->tensors[i].data);
+	}
+}
+
+static void write_llama(const char *dir, uint64_t seed)
 {
 	struct weights w = {.seed = seed};
 	add_tensor(&w, "model.embed_tokens.weight", TINY_VOCAB, TINY_HIDDEN, 0.3f);
@@ -161,19 +179,48 @@ static void write_weights(const char *dir, uint64_t seed)
 	for (int i = 0; i < TINY_LAYERS; i++) {
 		add_layer(&w, i);
 	}
-	qsort(w.tensors, w.n, sizeof(w.tensors[0]), by_name);
+	write_weights(dir, &w);
+}
 
-	static const char *const metadata[] = {"format", "pt"};
-	_cleanup_(buf_deinit) struct buf out = {0};
-	if (safetensors_write(&out, w.tensors, w.n, metadata, 1) < 0) {
-		die("safetensors");
+/* A sublayer of a stack of T5: its norm and its products. */
+static void add_sublayer(struct weights *w, const char *stack, int block, int layer,
+	const char *module, const char *const *parts, int64_t inner)
+{
+	char name[128];
+	snprintf(name, sizeof(name), "%s.block.%d.layer.%d.layer_norm.weight", stack, block, layer);
+	add_tensor(w, name, TINY_HIDDEN, 0, 0.05f);
+	for (size_t i = 0; parts[i]; i++) {
+		bool out = strcmp(parts[i], "o") == 0 || strcmp(parts[i], "wo") == 0;
+		snprintf(name, sizeof(name), "%s.block.%d.layer.%d.%s.%s.weight", stack, block, layer,
+			module, parts[i]);
+		add_tensor(w, name, out ? TINY_HIDDEN : inner, out ? inner : TINY_HIDDEN, 0.1f);
 	}
-	_cleanup_(freep) char *path = tiny_path(dir, "model.safetensors");
-	tiny_write_file(path, out.data, out.len);
-	for (size_t i = 0; i < w.n; i++) {
-		free((void *)w.tensors[i].name);
-		free((void *)w.tensors[i].data);
+}
+
+static void write_t5(const char *dir, uint64_t seed)
+{
+	static const char *const attention[] = {"q", "k", "v", "o", NULL}, *const mlp[] = {"wi", "wo", NULL};
+	static const char *const stacks[] = {"encoder", "decoder"};
+	const int64_t width = TINY_HEADS * TINY_HEAD_DIM;
+	struct weights w = {.seed = seed};
+	add_tensor(&w, "shared.weight", TINY_VOCAB, TINY_HIDDEN, 1.0f);
+	for (int s = 0; s < 2; s++) {
+		char name[128];
+		snprintf(name, sizeof(name), "%s.final_layer_norm.weight", stacks[s]);
+		add_tensor(&w, name, TINY_HIDDEN, 0, 0.05f);
+		snprintf(name, sizeof(name), "%s.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+			stacks[s]);
+		add_tensor(&w, name, 32, TINY_HEADS, 0.3f);
+		for (int i = 0; i < TINY_LAYERS; i++) {
+			int layer = 0;
+			add_sublayer(&w, stacks[s], i, layer++, "SelfAttention", attention, width);
+			if (s == 1) {
+				add_sublayer(&w, stacks[s], i, layer++, "EncDecAttention", attention, width);
+			}
+			add_sublayer(&w, stacks[s], i, layer, "DenseReluDense", mlp, TINY_INTERMEDIATE);
+		}
 	}
+	write_weights(dir, &w);
 }
 
 /* ---- tokenizer ------------------------------------------------------------------------------- */
@@ -245,6 +292,15 @@ static void write_text(const char *dir, const char *name, const char *text)
 	tiny_write_file(path, text, strlen(text));
 }
 
+static void write_texts(const char *dir)
+{
+	write_text(dir, "tokenizer_config.json",
+		"{\"tokenizer_class\":\"GPT2Tokenizer\",\"bos_token\":\"<|endoftext|>\","
+		"\"eos_token\":\"<|endoftext|>\",\"add_bos_token\":false}\n");
+	write_text(dir, "generation_config.json", "{\"eos_token_id\":[0,2]}\n");
+	write_tokenizer(dir);
+}
+
 void tiny_model_write(const char *dir, uint64_t seed)
 {
 	if (mkdir(dir, 0777) < 0 && errno != EEXIST) {
@@ -262,12 +318,27 @@ void tiny_model_write(const char *dir, uint64_t seed)
 		TINY_VOCAB, TINY_HIDDEN, TINY_INTERMEDIATE, TINY_LAYERS, TINY_HEADS, TINY_KV_HEADS,
 		TINY_HEAD_DIM, TINY_POSITIONS, TINY_EOS, TINY_EOS);
 	write_text(dir, "config.json", config);
-	write_text(dir, "tokenizer_config.json",
-		"{\"tokenizer_class\":\"GPT2Tokenizer\",\"bos_token\":\"<|endoftext|>\","
-		"\"eos_token\":\"<|endoftext|>\",\"add_bos_token\":false}\n");
-	write_text(dir, "generation_config.json", "{\"eos_token_id\":[0,2]}\n");
-	write_tokenizer(dir);
-	write_weights(dir, seed);
+	write_texts(dir);
+	write_llama(dir, seed);
+}
+
+void tiny_t5_write(const char *dir, uint64_t seed)
+{
+	if (mkdir(dir, 0777) < 0 && errno != EEXIST) {
+		die(dir);
+	}
+	char config[1024];
+	snprintf(config, sizeof(config),
+		"{\"architectures\":[\"T5ForConditionalGeneration\"],\"model_type\":\"t5\","
+		"\"vocab_size\":%d,\"d_model\":%d,\"d_ff\":%d,\"num_layers\":%d,\"num_heads\":%d,"
+		"\"d_kv\":%d,\"is_encoder_decoder\":true,\"feed_forward_proj\":\"relu\","
+		"\"tie_word_embeddings\":true,\"decoder_start_token_id\":%d,\"eos_token_id\":%d,"
+		"\"pad_token_id\":%d,\"torch_dtype\":\"float32\"}\n",
+		TINY_VOCAB, TINY_HIDDEN, TINY_INTERMEDIATE, TINY_LAYERS, TINY_HEADS, TINY_HEAD_DIM, TINY_IM_START,
+		TINY_EOS, TINY_EOS);
+	write_text(dir, "config.json", config);
+	write_texts(dir);
+	write_t5(dir, seed);
 }
 
 char *tiny_rows(size_t n, uint64_t seed, size_t *ret_len)

@@ -37,5 +37,8 @@ enum {
  * generation_config.json. The same seed gives the same bytes. `dir` is made. */
 void tiny_model_write(const char *dir, uint64_t seed);
 
+/* The same with an encoder-decoder, a T5 of the same sizes. */
+void tiny_t5_write(const char *dir, uint64_t seed);
+
 /* `n` prompt-completion rows of simple sums as JSONL; the caller frees it. */
 char *tiny_rows(size_t n, uint64_t seed, size_t *ret_len);

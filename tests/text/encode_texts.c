@@ -1,5 +1,8 @@
 /* encode_texts TOKENIZER.json|MODEL IN OUT [special]: encodes texts, each preceded by its length in
- * four bytes, and writes the ids, each text's preceded by their number. Prints the speed. */
+ * four bytes, and writes the ids, each text's preceded by their number. Prints the speed.
+ *
+ * encode_texts TOKENIZER.json|MODEL IN OUT decode [special]: the other way; ids are preceded by the
+ * length of all of them in bytes. */
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,6 +53,29 @@ static struct tokenizer *load(const char *path)
 	return t;
 }
 
+static int decode(const struct tokenizer *t, const char *in, size_t len, bool special, FILE *out)
+{
+	struct buf text = {0};
+	int r = 0;
+	for (size_t at = 0; at < len && r == 0;) {
+		uint32_t n = le32_read(in + at);
+		struct token_stream *s = NULL;
+		text.len = 0;
+		r = token_stream_new(&s, t, !special);
+		for (size_t i = 0; i + 4 <= n && r == 0; i += 4) {
+			r = token_stream_put(s, (int32_t)le32_read(in + at + 4 + i), &text);
+		}
+		r = r < 0 ? r : token_stream_end(s, &text);
+		token_stream_free(s);
+		uint32_t count = (uint32_t)text.len;
+		fwrite(&count, sizeof(count), 1, out);
+		fwrite(text.data ? text.data : (uint8_t *)"", 1, text.len, out);
+		at += 4 + (size_t)n;
+	}
+	buf_deinit(&text);
+	return r;
+}
+
 int main(int argc, char **argv)
 {
 	struct encoder e;
@@ -57,7 +83,7 @@ int main(int argc, char **argv)
 	struct errmsg err = {0};
 	size_t len, bytes = 0;
 	if (argc < 4) {
-		fprintf(stderr, "usage: encode_texts TOKENIZER.json|MODEL IN OUT [special]\n");
+		fprintf(stderr, "usage: encode_texts TOKENIZER.json|MODEL IN OUT [decode] [special]\n");
 		return 2;
 	}
 	struct tokenizer *t = load(argv[1]);
@@ -66,6 +92,9 @@ int main(int argc, char **argv)
 	if (!out || encoder_init(&e, t, true) != 0) {
 		perror(argv[3]);
 		return 1;
+	}
+	if (argc > 4 && strcmp(argv[4], "decode") == 0) {
+		return decode(t, in, len, argc > 5, out) != 0 || fclose(out) != 0;
 	}
 	int64_t start = clock_monotonic_ns();
 	for (size_t at = 0; at < len;) {

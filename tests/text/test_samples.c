@@ -249,6 +249,57 @@ static void test_overlong(void **state)
 	tokenizer_free(t);
 }
 
+/* Digits and the end are tokens. The sides of rows: 1 and 2, 5 and 5, 2 and 9, 1 and 3. */
+static void test_sides(void **state)
+{
+	struct tokenizer *t = with_eos("smollm", "<|im_end|>");
+	struct sample_options o = {.encoder_decoder = true};
+	const int32_t eos = tokenizer_eos(t);
+	struct samples *s = make(four, t, o, 2);
+	static const int64_t source[] = {1, 5, 2, 1}, target[] = {2, 5, 9, 3};
+	assert_int_equal(s->n, 4);
+	assert_int_equal(s->longest, 9);
+	assert_int_equal(s->target_tokens, 2 + 5 + 9 + 3);
+	for (int i = 0; i < 4; i++) {
+		int64_t at = s->start[i], len = s->start[i + 1] - at;
+		assert_int_equal(s->source_len[i], source[i]);
+		assert_int_equal(len, source[i] + target[i]);
+		assert_int_equal(s->ids[at + len - 1], eos);
+		for (int64_t k = 0; k < len; k++) {
+			assert_int_equal(s->labels[at + k], k < source[i] ? -100 : s->ids[at + k]);
+		}
+	}
+	samples_free(s);
+
+	/* Each side by itself; what ends it stays. */
+	o.max_length = 4;
+	o.overlong = OVERLONG_TRUNCATE;
+	s = make(four, t, o, 2);
+	assert_int_equal(s->overlong, 2);
+	assert_int_equal(s->longest_kept, 4);
+	assert_int_equal(s->source_len[1], 4);
+	assert_int_equal(s->start[2] - s->start[1], 8);
+	assert_int_equal(s->ids[s->start[2] - 1], eos);
+	assert_int_equal(s->labels[s->start[2] - 1], eos);
+	assert_int_equal(s->labels[s->start[1] + 3], -100);
+	assert_int_equal(s->start[3] - s->start[2], 2 + 4);
+	assert_int_equal(s->ids[s->start[3] - 1], eos);
+	samples_free(s);
+	o.overlong = OVERLONG_DROP;
+	s = make(four, t, o, 3);
+	assert_int_equal(s->n, 2);
+	assert_int_equal(s->row[1], 3);
+	assert_int_equal(s->source_len[1], 1);
+	samples_free(s);
+
+	o = (struct sample_options){.encoder_decoder = true};
+	assert_fails("{\"text\": \"1\"}\n", t, o, "pairs of prompt and completion; these are text");
+	assert_fails("{\"prompt\": \"\", \"completion\": \"1\"}\n", t, o, "the prompt is empty");
+	o.train_on_prompt = true;
+	assert_fails(four, t, o, "train_on_prompt");
+	tokenizer_free(t);
+}
+
 static void test_train_on_prompt(void **state)
 {
 	struct tokenizer *t = with_eos("smollm", "<|im_end|>");
@@ -350,6 +401,7 @@ int main(void)
 		cmocka_unit_test(test_chat),
 		cmocka_unit_test(test_text),
 		cmocka_unit_test(test_overlong),
+		cmocka_unit_test(test_sides),
 		cmocka_unit_test(test_train_on_prompt),
 		cmocka_unit_test(test_nothing),
 		cmocka_unit_test(test_threads),

@@ -84,7 +84,9 @@ void task_init_generate(struct test_task *t, const char *model_path, const char 
 	t->generate = (Peftd__V1__GenerateTask)PEFTD__V1__GENERATE_TASK__INIT;
 	t->generate_request = (Peftd__V1__GenerateRequest)PEFTD__V1__GENERATE_REQUEST__INIT;
 	t->generate_request.model = proto_bytes("tiny");
-	t->generate_request.prompt = proto_bytes(prompt);
+	t->prompt = proto_bytes(prompt);
+	t->generate_request.prompt = &t->prompt;
+	t->generate_request.n_prompt = 1;
 	t->generate_request.has_max_new_tokens = true;
 	t->generate_request.max_new_tokens = 24;
 	t->generate.request = &t->generate_request;

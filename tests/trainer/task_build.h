@@ -18,6 +18,7 @@ struct test_task {
 	Peftd__V1__EvalRequest eval_request;
 	Peftd__V1__GenerateTask generate;
 	Peftd__V1__GenerateRequest generate_request;
+	ProtobufCBinaryData prompt;
 	Peftd__V1__ModelInspectTask model_inspect;
 	Peftd__V1__DatasetCheckTask dataset_check;
 	Peftd__V1__DatasetInspectTask dataset_inspect;

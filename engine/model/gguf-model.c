@@ -1,20 +1,33 @@
-/* What a GGUF of architecture "llama" means in Hugging Face's words: configuration, tensor names,
- * the order of q's and k's rows, the tokenizer. Keys and names: gguf's constants.py; their use:
- * llama.cpp's llama-model.cpp and convert_hf_to_gguf.py. */
+/* What a GGUF means in Hugging Face's words: configuration, tensor names, what its converter did to
+ * them, the tokenizer. What differs between architectures is in their struct gguf_family. Keys and names:
+ * gguf's constants.py; their use: llama.cpp's llama-model.cpp and convert_hf_to_gguf.py. */
 
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/model/gguf.h"
+#include "engine/model/arch.h"
+#include "engine/model/gguf-family.h"
 #include "engine/model/model-internal.h"
 #include "util/cleanup.h"
 #include "util/util.h"
 
-#define PREFIX "llama."
+const struct gguf_name gguf_usual_top[] = {
+	{"token_embd", "model.embed_tokens"},
+	{"output_norm", "model.norm"},
+	{"output", "lm_head"},
+	{0},
+};
+const struct gguf_name gguf_usual_block[] = {
+	GGUF_USUAL_ATTENTION,
+	{"ffn_norm", "post_attention_layernorm"},
+	GGUF_USUAL_MLP,
+	{0},
+};
 
 static bool string_is(const struct gguf_string *s, const char *literal)
 {
@@ -29,14 +42,56 @@ static bool starts_with(const struct gguf_string *s, const char *prefix)
 
 /* ---- configuration ------------------------------------------------------------------------- */
 
-/* Keys under "llama." that are read below, or that say nothing about what is computed. */
+/* Keys after "ARCHITECTURE." that are read below, or that say nothing about what is computed. */
 static const char *const known_keys[] = {
 	"vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length",
 	"attention.head_count", "attention.head_count_kv", "attention.key_length",
-	"attention.value_length", "attention.layer_norm_rms_epsilon", "rope.dimension_count",
+	"attention.value_length", "rope.dimension_count",
 	"rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear",
 	"rope.scaling.original_context_length", "rope.scaling.finetuned", "tensor_data_layout",
 };
+
+enum { KEY_MAX = 128 };
+
+static const char *key_of(char out[KEY_MAX], const char *architecture, const char *key)
+{
+	snprintf(out, KEY_MAX, "%s.%s", architecture, key);
+	return out;
+}
+
+bool gguf_read_int(struct gguf_reader *r, const char *key, int64_t lo, int64_t hi, int64_t *ret)
+{
+	char full[KEY_MAX];
+	bool found = false;
+	if (r->r == 0) {
+		r->r = gguf_get_int(r->g, key_of(full, r->architecture, key), lo, hi, ret, &found, r->err);
+	}
+	return found;
+}
+
+bool gguf_read_real(struct gguf_reader *r, const char *key, double *ret)
+{
+	char full[KEY_MAX];
+	bool found = false;
+	if (r->r == 0) {
+		r->r = gguf_get_real(r->g, key_of(full, r->architecture, key), ret, &found, r->err);
+	}
+	return found;
+}
+
+__attribute__((format(printf, 2, 3)))
+static void fault(struct gguf_reader *r, const char *format, ...)
+{
+	char text[512];
+	if (r->r != 0) {
+		return;
+	}
+	va_list args;
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	r->r = errmsg_set(r->err, STATUS_INVALID, "%s: %s", r->g->what, text);
+}
 
 /* True for a number that is 0 or a false: an option that is switched off. */
 static bool value_is_off(const struct gguf_value *v)
@@ -50,18 +105,34 @@ static bool value_is_off(const struct gguf_value *v)
 	return bytes[v->type] > 0 && memcmp(v->data, zeros, bytes[v->type]) == 0;
 }
 
-/* Experts, sliding windows, scales on logits: the format grows by keys, and one that is not
- * understood may change every result. */
-static int refuse_unknown_keys(const struct gguf *g, struct errmsg *err)
+static bool key_is_known(const struct gguf_family *f, const struct gguf_string *key)
 {
+	for (size_t j = 0; j < ARRAY_LEN(known_keys); j++) {
+		if (string_is(key, known_keys[j])) {
+			return true;
+		}
+	}
+	for (size_t j = 0; f->keys && f->keys[j]; j++) {
+		if (string_is(key, f->keys[j])) {
+			return true;
+		}
+	}
+	return string_is(key, f->eps_key);
+}
+
+/* Experts, scales on logits and what may come: the format grows by keys, and one that is not
+ * understood may change every result. */
+static int refuse_unknown_keys(const struct gguf *g, const struct gguf_family *f, struct errmsg *err)
+{
+	char prefix[KEY_MAX];
+	size_t n = strlen(key_of(prefix, f->architecture, ""));
 	for (size_t i = 0; i < g->n_values; i++) {
 		const struct gguf_value *v = &g->values[i];
-		bool known = !starts_with(&v->key, PREFIX) || value_is_off(v);
-		struct gguf_string rest = {v->key.data + strlen(PREFIX), v->key.len - strlen(PREFIX)};
-		for (size_t j = 0; j < ARRAY_LEN(known_keys) && !known; j++) {
-			known = string_is(&rest, known_keys[j]);
+		if (!starts_with(&v->key, prefix) || value_is_off(v)) {
+			continue;
 		}
-		if (!known) {
+		struct gguf_string rest = {v->key.data + n, v->key.len - n};
+		if (!key_is_known(f, &rest)) {
 			return errmsg_set(err, STATUS_INVALID, "%s: key '%.*s' may change what the model "
 				"computes and is not supported", g->what,
 				(int)(v->key.len < 100 ? v->key.len : 100), v->key.data);
@@ -70,7 +141,8 @@ static int refuse_unknown_keys(const struct gguf *g, struct errmsg *err)
 	return 0;
 }
 
-static int check_kind(const struct gguf *g, struct errmsg *err)
+/* The architecture of a file that is one model and whole. */
+static int find_arch(const struct arch **ret, const struct gguf *g, struct errmsg *err)
 {
 	_cleanup_(freep) char *architecture = NULL;
 	_cleanup_(freep) char *type = NULL;
@@ -86,84 +158,106 @@ static int check_kind(const struct gguf *g, struct errmsg *err)
 		return errmsg_set(err, STATUS_INVALID, "%s: holds a '%.40s' (general.type); it must be a "
 			"model", g->what, type);
 	}
-	if (!architecture || strcmp(architecture, "llama") != 0) {
+	const struct arch *arch = architecture ? arch_by_gguf(architecture) : NULL;
+	if (!arch) {
 		return errmsg_set(err, STATUS_INVALID, "%s: architecture '%.60s' (general.architecture) is "
 			"not supported; known are: %s", g->what, architecture ? architecture : "",
-			model_architectures());
+			gguf_architectures().s);
 	}
 	if (splits > 1) {
 		return errmsg_set(err, STATUS_INVALID, "%s: is one of %" PRId64 " parts; merge them first "
 			"(llama-gguf-split --merge)", g->what, splits);
 	}
+	*ret = arch;
 	return 0;
 }
 
-static int parse_sizes(struct model_config *c, const struct gguf *g, struct errmsg *err)
+static void parse_sizes(struct gguf_reader *r)
 {
+	struct model_config *c = r->c;
 	const struct {
 		const char *key;
 		int64_t *value;
 		bool required;
 	} sizes[] = {
-		{PREFIX "embedding_length", &c->hidden_size, true},
-		{PREFIX "feed_forward_length", &c->intermediate_size, true},
-		{PREFIX "block_count", &c->num_hidden_layers, true},
-		{PREFIX "context_length", &c->max_position_embeddings, true},
-		{PREFIX "attention.head_count", &c->num_attention_heads, true},
-		{PREFIX "attention.head_count_kv", &c->num_key_value_heads, false},
-		{PREFIX "attention.key_length", &c->head_dim, false},
-		{PREFIX "vocab_size", &c->vocab_size, false},
+		{"embedding_length", &c->hidden_size, true},
+		{"feed_forward_length", &c->intermediate_size, true},
+		{"block_count", &c->num_hidden_layers, true},
+		{"context_length", &c->max_position_embeddings, true},
+		{"attention.head_count", &c->num_attention_heads, true},
+		{"attention.head_count_kv", &c->num_key_value_heads, false},
+		{"attention.key_length", &c->head_dim, false},
+		{"vocab_size", &c->vocab_size, false},
 	};
 	for (size_t i = 0; i < ARRAY_LEN(sizes); i++) {
-		bool found;
-		int r = gguf_get_int(g, sizes[i].key, 1, INT32_MAX, sizes[i].value, &found, err);
-		if (r != 0) {
-			return r;
+		if (!gguf_read_int(r, sizes[i].key, 1, INT32_MAX, sizes[i].value) && sizes[i].required) {
+			fault(r, "key '%s.%s' is missing", r->architecture, sizes[i].key);
 		}
-		if (sizes[i].required && !found) {
-			return errmsg_set(err, STATUS_INVALID, "%s: key '%s' is missing", g->what,
-				sizes[i].key);
-		}
+	}
+	if (r->r != 0) {
+		return;
 	}
 	if (c->num_key_value_heads == 0) {
 		c->num_key_value_heads = c->num_attention_heads;
 	}
-	if (c->head_dim == 0) {
-		if (c->hidden_size % c->num_attention_heads != 0) {
-			return errmsg_set(err, STATUS_INVALID, "%s: " PREFIX "embedding_length = %" PRId64
-				" is no multiple of " PREFIX "attention.head_count = %" PRId64 ", and there is no "
-				PREFIX "attention.key_length", g->what, c->hidden_size, c->num_attention_heads);
-		}
-		c->head_dim = c->hidden_size / c->num_attention_heads;
+	if (c->head_dim == 0 && c->hidden_size % c->num_attention_heads != 0) {
+		fault(r, "%s.embedding_length = %" PRId64 " is no multiple of %s.attention.head_count = %" PRId64
+			", and there is no %s.attention.key_length", r->architecture, c->hidden_size,
+			r->architecture, c->num_attention_heads, r->architecture);
+		return;
 	}
+	c->head_dim = c->head_dim ? c->head_dim : c->hidden_size / c->num_attention_heads;
 	int64_t value_length = c->head_dim, rotated = c->head_dim;
-	int r = gguf_get_int(g, PREFIX "attention.value_length", 1, INT32_MAX, &value_length, NULL,
-		err);
-	r = r ? r : gguf_get_int(g, PREFIX "rope.dimension_count", 1, INT32_MAX, &rotated, NULL, err);
-	if (r == 0 && (value_length != c->head_dim || rotated != c->head_dim)) {
-		return errmsg_set(err, STATUS_INVALID, "%s: heads of %" PRId64 " with values of %" PRId64
-			" and %" PRId64 " rotated dimensions; only equal ones are supported", g->what,
-			c->head_dim, value_length, rotated);
+	gguf_read_int(r, "attention.value_length", 1, INT32_MAX, &value_length);
+	gguf_read_int(r, "rope.dimension_count", 1, INT32_MAX, &rotated);
+	if (value_length != c->head_dim || rotated != c->head_dim) {
+		fault(r, "heads of %" PRId64 " with values of %" PRId64 " and %" PRId64 " rotated dimensions; "
+			"only equal ones are supported", c->head_dim, value_length, rotated);
 	}
-	return r;
 }
 
-static int parse_rope(struct model_config *c, const struct gguf *g, struct errmsg *err)
+static void set_scaling(struct gguf_reader *r, enum rope_scaling kind, double factor)
+{
+	if (!(factor >= 1e-6 && factor <= 1e6)) {
+		fault(r, "key '%s.rope.scaling.factor' is %g; it must be from 1e-6 to 1e6", r->architecture,
+			factor);
+		return;
+	}
+	r->c->rope_scaling = kind;
+	r->c->rope.factor = factor;
+}
+
+static void parse_yarn(struct gguf_reader *r, double factor)
+{
+	struct model_config *c = r->c;
+	set_scaling(r, ROPE_SCALING_YARN, factor);
+	c->rope.beta_fast = 32;
+	c->rope.beta_slow = 1;
+	c->rope.original_max_position_embeddings = c->max_position_embeddings;
+	gguf_read_int(r, "rope.scaling.original_context_length", 1, INT32_MAX,
+		&c->rope.original_max_position_embeddings);
+}
+
+static void parse_rope(struct gguf_reader *r, const struct gguf_family *f)
 {
 	_cleanup_(freep) char *type = NULL;
+	char key[KEY_MAX];
 	double factor = 0, legacy = 1;
 
-	c->rope_theta = 10000;
-	int r = gguf_get_real(g, PREFIX "rope.freq_base", &c->rope_theta, NULL, err);
-	r = r ? r : gguf_get_string(g, PREFIX "rope.scaling.type", &type, err);
-	r = r ? r : gguf_get_real(g, PREFIX "rope.scaling.factor", &factor, NULL, err);
-	r = r ? r : gguf_get_real(g, PREFIX "rope.scale_linear", &legacy, NULL, err);
-	if (r != 0) {
-		return r;
+	r->c->rope_theta = 10000;
+	gguf_read_real(r, "rope.freq_base", &r->c->rope_theta);
+	gguf_read_real(r, "rope.scaling.factor", &factor);
+	gguf_read_real(r, "rope.scale_linear", &legacy);
+	if (r->r == 0) {
+		r->r = gguf_get_string(r->g, key_of(key, f->architecture, "rope.scaling.type"), &type, r->err);
+	}
+	if (type && f->yarn && strcmp(type, "yarn") == 0) {
+		parse_yarn(r, factor);
+		return;
 	}
 	if (type && strcmp(type, "none") != 0 && strcmp(type, "linear") != 0) {
-		return errmsg_set(err, STATUS_INVALID, "%s: key '" PREFIX "rope.scaling.type' is '%.40s'; "
-			"known are none and linear", g->what, type);
+		fault(r, "key '%s' is '%.40s'; known are none and linear%s", key, type,
+			f->yarn ? ", and yarn" : "");
 	}
 	/* llama.cpp takes a factor without a type for linear scaling. */
 	if (!type && factor == 0 && legacy != 0 && legacy != 1) {
@@ -171,101 +265,110 @@ static int parse_rope(struct model_config *c, const struct gguf *g, struct errms
 	}
 	bool linear = type ? strcmp(type, "linear") == 0 : factor != 0;
 	if (linear && factor != 1 && factor != 0) {
-		if (!(factor >= 1e-6 && factor <= 1e6)) {
-			return errmsg_set(err, STATUS_INVALID, "%s: key '" PREFIX "rope.scaling.factor' is %g; "
-				"it must be from 1e-6 to 1e6", g->what, factor);
-		}
-		c->rope_scaling = ROPE_SCALING_LINEAR;
-		c->rope.factor = factor;
+		set_scaling(r, ROPE_SCALING_LINEAR, factor);
 	}
-	return 0;
 }
 
-static int parse_config(struct model_config *c, const struct gguf *g, struct errmsg *err)
+static int parse_config(struct model_config *c, const struct arch *arch, const struct gguf *g,
+	struct errmsg *err)
 {
-	bool found;
+	const struct gguf_family *f = arch->gguf;
+	struct gguf_reader r = {.c = c, .g = g, .architecture = f->architecture, .err = err};
 	*c = (struct model_config){
-		.model_type = "llama",
 		.bos_token_id = -1,
 		.eos_token_id = -1,
 		.pad_token_id = -1,
 		.tie_word_embeddings = true, /* until an output.weight is met */
 	};
-	int r = parse_sizes(c, g, err);
-	r = r ? r : gguf_get_real(g, PREFIX "attention.layer_norm_rms_epsilon", &c->rms_norm_eps,
-		&found, err);
-	if (r == 0 && !found) {
-		return errmsg_set(err, STATUS_INVALID, "%s: key '" PREFIX
-			"attention.layer_norm_rms_epsilon' is missing", g->what);
+	snprintf(c->model_type, sizeof(c->model_type), "%s", arch->model_type);
+	parse_sizes(&r);
+	if (!gguf_read_real(&r, f->eps_key, &c->rms_norm_eps)) {
+		fault(&r, "key '%s.%s' is missing", f->architecture, f->eps_key);
 	}
-	return r ? r : parse_rope(c, g, err);
+	if (!f->no_rope) {
+		parse_rope(&r, f);
+	}
+	if (c->num_hidden_layers > MODEL_MAX_LAYERS) {
+		fault(&r, "'num_hidden_layers' is %" PRId64 "; it must be from 1 to %d", c->num_hidden_layers,
+			MODEL_MAX_LAYERS);
+	}
+	if (r.r == 0) {
+		f->read(&r);
+	}
+	return r.r;
 }
 
 /* ---- tensors ------------------------------------------------------------------------------- */
 
-/* blk.N.WHAT.weight → model.layers.N.MODULE.weight */
-static const struct {
-	const char *gguf, *hf;
-} layer_names[] = {
-	{"attn_norm", "input_layernorm"},
-	{"attn_q", "self_attn.q_proj"},
-	{"attn_k", "self_attn.k_proj"},
-	{"attn_v", "self_attn.v_proj"},
-	{"attn_output", "self_attn.o_proj"},
-	{"ffn_norm", "post_attention_layernorm"},
-	{"ffn_gate", "mlp.gate_proj"},
-	{"ffn_up", "mlp.up_proj"},
-	{"ffn_down", "mlp.down_proj"},
-};
-
-/* Into out[cap]; false for a name that no Llama has. *ret_part is "attn_q" and so on, or "". */
-static bool hf_name(char *out, size_t cap, const char *name, const char **ret_part)
+/* The name that follows `part`, up to a dot, in a table; NULL: none does. */
+static const struct gguf_name *find_name(const struct gguf_name *names, const char *part, size_t n)
 {
-	static const char *const top[][2] = {
-		{"token_embd.weight", "model.embed_tokens.weight"},
-		{"output_norm.weight", "model.norm.weight"},
-		{"output.weight", "lm_head.weight"},
-	};
-	*ret_part = "";
-	for (size_t i = 0; i < ARRAY_LEN(top); i++) {
-		if (strcmp(name, top[i][0]) == 0) {
-			return (size_t)snprintf(out, cap, "%s", top[i][1]) < cap;
+	for (; names->gguf; names++) {
+		if (strlen(names->gguf) == n && strncmp(names->gguf, part, n) == 0) {
+			return names;
 		}
 	}
-	if (strncmp(name, "blk.", 4) != 0) {
-		return false;
-	}
-	const char *digits = name + 4;
-	size_t n = strspn(digits, "0123456789");
-	if (n == 0 || n > 5 || (n > 1 && digits[0] == '0') || digits[n] != '.') {
-		return false;
-	}
-	const char *part = digits + n + 1, *suffix = strchr(part, '.');
-	if (!suffix || (strcmp(suffix, ".weight") != 0 && strcmp(suffix, ".bias") != 0)) {
-		return false;
-	}
-	for (size_t i = 0; i < ARRAY_LEN(layer_names); i++) {
-		if (strlen(layer_names[i].gguf) == (size_t)(suffix - part) &&
-				strncmp(layer_names[i].gguf, part, (size_t)(suffix - part)) == 0) {
-			*ret_part = layer_names[i].gguf;
-			return (size_t)snprintf(out, cap, "model.layers.%.*s.%s%s", (int)n, digits,
-				layer_names[i].hf, suffix) < cap;
-		}
-	}
-	return false;
+	return NULL;
 }
 
-static int add_tensor(struct model_files *m, const struct gguf_tensor *t, const char *what,
-	size_t file, struct errmsg *err)
+/* Into out[cap]; NULL for a name that this family does not have. */
+static const struct gguf_name *hf_name(char *out, size_t cap, const struct arch *arch,
+	const char *name)
+{
+	const char *part = name;
+	size_t digits = 0;
+	bool block = strncmp(name, "blk.", 4) == 0;
+	if (block) {
+		digits = strspn(name + 4, "0123456789");
+		part = name + 4 + digits + 1;
+		if (digits == 0 || digits > 5 || (digits > 1 && name[4] == '0') || part[-1] != '.') {
+			return NULL;
+		}
+	}
+	const char *suffix = strchr(part, '.');
+	if (!suffix || (strcmp(suffix, ".weight") != 0 && strcmp(suffix, ".bias") != 0)) {
+		return NULL;
+	}
+	const struct gguf_name *found = find_name(block ? arch->gguf->block : arch->gguf->top, part,
+		(size_t)(suffix - part));
+	int n = !found ? 0 : block ?
+		snprintf(out, cap, "%s.%.*s.%s%s", arch->blocks, (int)digits, name + 4, found->hf, suffix) :
+		snprintf(out, cap, "%s%s", found->hf, suffix);
+	return found && (size_t)n < cap ? found : NULL;
+}
+
+/* What a converter did to a tensor, to be undone when it is read. */
+static void set_transforms(struct stored_weight *w, const struct model_config *c,
+	const struct gguf_family *f, const char *part)
+{
+	if (f->interleaved && strcmp(part, "attn_q") == 0) {
+		w->interleaved_heads = c->num_attention_heads;
+	} else if (f->interleaved && strcmp(part, "attn_k") == 0) {
+		w->interleaved_heads = c->num_key_value_heads;
+	}
+	size_t n = strlen(part);
+	w->one_plus = f->one_plus && w->n_dims == 1 && n >= 4 && strcmp(part + n - 4, "norm") == 0;
+	if (f->transposed && w->n_dims == 2 && (strncmp(part, "attn_", 5) == 0 ||
+			strncmp(part, "ffn_", 4) == 0)) {
+		w->transposed = true;
+		int64_t rows = w->rows;
+		w->rows = w->cols;
+		w->cols = rows;
+	}
+}
+
+static int add_tensor(struct model_files *m, const struct arch *arch, const struct gguf_tensor *t,
+	const char *what, size_t file, struct errmsg *err)
 {
 	char gguf_name[256], name[160];
-	const char *part;
 
 	snprintf(gguf_name, sizeof(gguf_name), "%.*s", (int)t->name.len, t->name.data);
-	if (!hf_name(name, sizeof(name), gguf_name, &part)) {
-		return errmsg_set(err, STATUS_INVALID, "%s: tensor '%s' does not belong to a llama model",
-			what, gguf_name);
+	const struct gguf_name *known = hf_name(name, sizeof(name), arch, gguf_name);
+	if (!known) {
+		return errmsg_set(err, STATUS_INVALID, "%s: tensor '%s' does not belong to a %s model",
+			what, gguf_name, arch->gguf->architecture);
 	}
+	const char *part = known->gguf;
 	for (int i = 2; i < t->n_dims; i++) {
 		if (t->dims[i] != 1) {
 			return errmsg_set(err, STATUS_INVALID, "%s: tensor '%s' has %d dimensions; weights "
@@ -277,7 +380,7 @@ static int add_tensor(struct model_files *m, const struct gguf_tensor *t, const 
 		return errmsg_set(err, STATUS_INVALID, "%s: tensor '%s' is a vector of type %s; vectors "
 			"must be F32, F16 or BF16", what, gguf_name, weight_types[t->type].name);
 	}
-	struct weight w = {
+	struct stored_weight w = {
 		.type = t->type,
 		.n_dims = vector ? 1 : 2,
 		.rows = vector ? t->dims[0] : t->dims[1],
@@ -286,16 +389,14 @@ static int add_tensor(struct model_files *m, const struct gguf_tensor *t, const 
 		.bytes = t->bytes,
 		.file = file,
 	};
-	if (strcmp(part, "attn_q") == 0) {
-		w.interleaved_heads = m->config.num_attention_heads;
-	} else if (strcmp(part, "attn_k") == 0) {
-		w.interleaved_heads = m->config.num_key_value_heads;
-	}
+	set_transforms(&w, &m->config, arch->gguf, part);
 	if (strcmp(name, "lm_head.weight") == 0) {
 		m->config.tie_word_embeddings = false;
 	}
 	if (strstr(name, ".bias")) {
-		m->config.attention_bias |= strncmp(part, "attn_", 5) == 0;
+		bool out = strcmp(part, "attn_output") == 0;
+		m->config.attention_bias |= !out && strncmp(part, "attn_", 5) == 0;
+		m->config.attention_out_bias |= out;
 		m->config.mlp_bias |= strncmp(part, "ffn_", 4) == 0;
 	}
 	w.name = strdup(name);
@@ -341,8 +442,21 @@ static int apply_rope_freqs(struct model_config *c, const struct gguf_tensor *t,
 	return 0;
 }
 
-static int add_tensors(struct model_files *m, const struct gguf *g, size_t file,
-	struct errmsg *err)
+/* GPT-2's head is tied, and its converter writes it nevertheless. */
+static void drop_copied_head(struct model_files *m, const struct arch *arch)
+{
+	struct stored_weight *head = NULL, *table = NULL;
+	for (size_t i = 0; i < m->n_weights && arch->gguf->copies_head; i++) {
+		struct stored_weight *w = &m->weights[i];
+		head = strcmp(w->name, "lm_head.weight") == 0 ? w : head;
+		table = strcmp(w->name, "transformer.wte.weight") == 0 ? w : table;
+	}
+	m->config.tie_word_embeddings |= head && table && head->type == table->type &&
+		head->bytes == table->bytes && memcmp(head->data, table->data, head->bytes) == 0;
+}
+
+static int add_tensors(struct model_files *m, const struct arch *arch, const struct gguf *g,
+	size_t file, struct errmsg *err)
 {
 	m->weights = calloc_array(g->n_tensors, sizeof(*m->weights));
 	if (!m->weights) {
@@ -352,11 +466,12 @@ static int add_tensors(struct model_files *m, const struct gguf *g, size_t file,
 		const struct gguf_tensor *t = &g->tensors[i];
 		int r = string_is(&t->name, "rope_freqs.weight")
 			? apply_rope_freqs(&m->config, t, g->what, err)
-			: add_tensor(m, t, g->what, file, err);
+			: add_tensor(m, arch, t, g->what, file, err);
 		if (r != 0) {
 			return r;
 		}
 	}
+	drop_copied_head(m, arch);
 	return 0;
 }
 
@@ -482,20 +597,24 @@ static int parse_tokenizer(struct model_files *m, const struct gguf *g, struct e
 /* ---- all of it ----------------------------------------------------------------------------- */
 
 /* From the key, else the number of tokens, else the embeddings' rows. */
-static int settle_vocab_size(struct model_files *m, const struct gguf *g, struct errmsg *err)
+static int settle_vocab_size(struct model_files *m, const struct arch *arch, const struct gguf *g,
+	struct errmsg *err)
 {
 	int64_t n_tokens = m->tokenizer ? m->tokenizer->n_tokens : 0;
 	if (m->config.vocab_size == 0) {
 		m->config.vocab_size = n_tokens;
 	}
 	for (size_t i = 0; i < m->n_weights && m->config.vocab_size == 0; i++) {
-		if (strcmp(m->weights[i].name, "model.embed_tokens.weight") == 0) {
+		const char *table = arch->gguf->top[0].hf;
+		size_t n = strlen(table);
+		if (strncmp(m->weights[i].name, table, n) == 0 && m->weights[i].name[n] == '.') {
 			m->config.vocab_size = m->weights[i].rows;
 		}
 	}
 	if (n_tokens > m->config.vocab_size) {
-		return errmsg_set(err, STATUS_INVALID, "%s: there are %" PRId64 " tokens, more than " PREFIX
-			"vocab_size = %" PRId64, g->what, n_tokens, m->config.vocab_size);
+		return errmsg_set(err, STATUS_INVALID, "%s: there are %" PRId64 " tokens, more than "
+			"%s.vocab_size = %" PRId64, g->what, n_tokens, arch->gguf->architecture,
+			m->config.vocab_size);
 	}
 	return 0;
 }
@@ -505,12 +624,14 @@ int gguf_load(struct model_files *m, size_t file, struct errmsg *err)
 	_cleanup_(gguf_deinit) struct gguf g = {0};
 	const struct mapped_file *f = &m->files[file];
 
+	const struct arch *arch = NULL;
+
 	int r = gguf_parse(&g, f->data, f->len, f->name, err);
-	r = r ? r : check_kind(&g, err);
-	r = r ? r : refuse_unknown_keys(&g, err);
-	r = r ? r : parse_config(&m->config, &g, err);
+	r = r ? r : find_arch(&arch, &g, err);
+	r = r ? r : refuse_unknown_keys(&g, arch->gguf, err);
+	r = r ? r : parse_config(&m->config, arch, &g, err);
 	r = r ? r : parse_tokenizer(m, &g, err);
-	r = r ? r : add_tensors(m, &g, file, err);
-	r = r ? r : settle_vocab_size(m, &g, err);
+	r = r ? r : add_tensors(m, arch, &g, file, err);
+	r = r ? r : settle_vocab_size(m, arch, &g, err);
 	return r ? r : model_config_check(&m->config, f->name, err);
 }
