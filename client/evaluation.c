@@ -25,6 +25,12 @@ int evaluation_check(struct ctl *ctl, const struct evaluation *o)
 	if (!o->model || !o->dataset) {
 		return ctl_usage(ctl, "eval needs --model NAME and --dataset NAME");
 	}
+	if (o->max_length.value < 1) {
+		return ctl_usage(ctl, "--max-length 0: at least 1");
+	}
+	if (!args_dtype(o->dtype)) {
+		return ctl_usage(ctl, "--dtype %s: f32 or bf16", o->dtype);
+	}
 	if (o->step.given && !o->adapter) {
 		return ctl_usage(ctl, "--step goes with --adapter JOB");
 	}

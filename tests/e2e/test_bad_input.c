@@ -177,7 +177,7 @@ static void test_overlong(void **state)
 	assert_int_equal(json_integer_value(json_object_get(p, "rows")), 2);
 	assert_int_equal(json_integer_value(json_object_get(p, "rows_overlong")), 1);
 	json_decref(v);
-	EXPECT_FAIL(d, FAILED, WORDS("row 1", "12"), PLAN("raise", "12"));
+	EXPECT_FAIL(d, FAILED, WORDS("long.jsonl:2", "12"), PLAN("raise", "12"));
 	/* Every row too long; and, cut, none with anything left to train on. */
 	EXPECT_FAIL(d, FAILED, WORDS("max_length"), PLAN("drop", "2"));
 	EXPECT_FAIL(d, FAILED, WORDS("train"), PLAN("truncate", "2"));
