@@ -192,7 +192,8 @@ static void bench_attention(const struct bench *x, int64_t n_seqs)
 		len[i] = (int32_t)(ROWS / n_seqs);
 		start[i] = (int32_t)(i * ROWS / n_seqs);
 	}
-	struct attention a = {HEADS, KV_HEADS, DIM, 0.125f, true, n_seqs, start, len, start, len};
+	struct attention a = {.n_heads = HEADS, .n_kv_heads = KV_HEADS, .head_dim = DIM, .scale = 0.125f,
+		.causal = true, .n_seqs = n_seqs, .q_start = start, .q_len = len, .k_start = start, .k_len = len};
 	size_t bytes = attention_workspace(x->b, &a, ROWS, n_seqs);
 	void *workspace = backend_alloc(x->b, bytes);
 	struct mat q = mat_random(x, x->dtype, ROWS, HIDDEN), o = mat_random(x, x->dtype, ROWS, HIDDEN);

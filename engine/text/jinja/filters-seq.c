@@ -92,7 +92,7 @@ static int filter_map(struct j_run *run, struct j_val self, const struct j_args 
 	if (r == 0 && attribute && j_truth(self)) {
 		r = map_attribute(run, &seq, args, &out);
 	} else if (r == 0 && j_truth(self)) {
-		const struct j_builtin *filter;
+		const struct j_builtin *filter = NULL;
 		if (args->n == 0) {
 			return j_error(run, "map requires a filter argument");
 		}

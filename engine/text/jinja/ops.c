@@ -438,7 +438,7 @@ static int bound(struct j_run *run, struct j_val v, int64_t n, bool down, int64_
 int j_slice(struct j_run *run, struct j_val of, struct j_val start, struct j_val stop,
 	struct j_val step, struct j_val *ret)
 {
-	int64_t by = 1, from, to;
+	int64_t by = 1, from = 0, to = 0;
 	size_t length;
 	if (of.type == J_UNDEFINED) {
 		return j_undefined_error(run, of);
