@@ -7,6 +7,7 @@
 #include "client/compare_eval.h"
 #include "client/format.h"
 #include "client/jsonw.h"
+#include "client/outfile.h"
 #include "util/cleanup.h"
 #include "util/util.h"
 
@@ -143,6 +144,8 @@ static void json_group(struct jsonw *j, const struct comparison *c, size_t group
 	jsonw_close(j, ']');
 	jsonw_key(j, "label");
 	jsonw_string(j, g->label);
+	jsonw_key(j, "seeds");
+	jsonw_u64(j, g->seeds);
 	json_spread(j, "loss", g->loss);
 	json_spread(j, "eval_loss", g->best_eval_loss);
 	json_spread(j, "seconds", g->seconds);
@@ -159,7 +162,7 @@ static void print_json(const struct comparison *c)
 		jsonw_print(&j, stdout);
 	}
 	for (size_t g = 0; g < c->n_groups; g++) {
-		if (c->groups[g].n > 1) {
+		if (c->groups[g].seeds > 1) {
 			json_group(&j, c, g);
 			jsonw_print(&j, stdout);
 		}
@@ -218,7 +221,7 @@ static void print_jobs(const struct comparison *c)
 		figure(&t, row->best_eval_loss, 4);
 		seconds(&t, row->seconds);
 		figure(&t, row->seconds > 0 ? row->tokens / row->seconds : NAN, 4);
-		seconds(&t, row->step_seconds);
+		table_cell(&t, "%s", row->step_seconds > 0 ? format_span(a, row->step_seconds) : "-");
 		table_cell(&t, "%s", p && p->has_inference_flops_per_token
 			? format_count(a, (uint64_t)p->inference_flops_per_token) : "-");
 		times(&t, row->unmerged_ratio);
@@ -287,11 +290,11 @@ static void print_groups(const struct comparison *c)
 	heads(&t, names, ARRAY_LEN(names));
 	for (size_t i = 0; i < c->n_groups; i++) {
 		const struct compare_group *g = &c->groups[i];
-		if (g->n > 1) {
+		if (g->seeds > 1) {
 			ProtobufCBinaryData label = proto_bytes(g->label);
 			any = true;
 			table_cell_text(&t, &label);
-			table_cell(&t, "%zu", g->n);
+			table_cell(&t, "%zu", g->seeds);
 			spread(&t, g->loss, 4);
 			spread(&t, g->best_eval_loss, 4);
 			spread(&t, g->seconds, 4);
@@ -306,30 +309,13 @@ static void print_groups(const struct comparison *c)
 
 /* ---- the page ---------------------------------------------------------------------------- */
 
-/* Written beside its place and moved there, so that a page is whole or not there. */
-static int write_page(const char *path, const struct buf *page, struct errmsg *err)
-{
-	_cleanup_(buf_deinit) struct buf part = {0};
-	if (buf_appendf(&part, "%s.part", path) < 0 || !buf_cstr(&part)) {
-		return -ENOMEM;
-	}
-	_cleanup_(fclosep) FILE *f = fopen((char *)part.data, "we");
-	bool good = f && fwrite(page->data, 1, page->len, f) == page->len && fflush(f) == 0;
-	if (!good || rename((char *)part.data, path) < 0) {
-		int code = errmsg_set(err, STATUS_FAILED, "%s: %s", path, strerror(errno));
-		remove((char *)part.data);
-		return code;
-	}
-	return 0;
-}
-
-static int print_page(struct ctl *ctl, const struct comparison *c, const char *path)
+static int write_page(struct ctl *ctl, const struct comparison *c, const char *path)
 {
 	_cleanup_(buf_deinit) struct buf page = {0};
 	struct errmsg err = {0};
 	char when[FORMAT_SIZE];
 	int r = compare_html(&page, c, format_time(when, (uint64_t)clock_wall_ns()));
-	r = r ? r : write_page(path, &page, &err);
+	r = r ? r : outfile_write(path, page.data, page.len, &err);
 	if (r != 0) {
 		return ctl_fail(ctl, r, &err);
 	}
@@ -369,6 +355,10 @@ int cmd_compare(struct ctl *ctl, int argc, char **argv)
 	if ((status = compare_read(ctl, &operands, html != NULL, &c)) != 0) {
 		return status;
 	}
+	/* Before anything is printed: whoever reads that may stop reading. */
+	if (html && (status = write_page(ctl, &c, html)) != 0) {
+		return status;
+	}
 	if (ctl->json) {
 		print_json(&c);
 	} else {
@@ -377,6 +367,5 @@ int cmd_compare(struct ctl *ctl, int argc, char **argv)
 		print_groups(&c);
 	}
 	status = e.dataset ? compare_evaluate(ctl, &c, &e, shots) : 0;
-	status = status || !html ? status : print_page(ctl, &c, html);
 	return status == 0 ? ctl_finish(ctl, EXIT_DONE) : status;
 }

@@ -52,7 +52,7 @@ static void print_outcome(const Peftd__V1__Outcome *o)
 		printf(", %s tokens/s", format_figure(a, (double)o->tokens / o->seconds, 4));
 	}
 	if (o->has_step_seconds_median) {
-		printf(", %s a step (median)", format_duration(a, o->step_seconds_median));
+		printf(", %s a step (median)", format_span(a, o->step_seconds_median));
 	}
 	puts("");
 }

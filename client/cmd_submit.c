@@ -6,16 +6,23 @@
 #include "client/watch.h"
 #include "util/cleanup.h"
 
-static void print_reply(struct ctl *ctl, const ProtobufCMessage *reply, const char *prefix,
-	uint64_t id)
+/* `name`: what commands take. A sweep's is not the number in the reply, so that comes, too. */
+static void print_reply(struct ctl *ctl, const ProtobufCMessage *reply, bool sweep,
+	const char *name)
 {
-	if (ctl->json) {
-		_cleanup_(jsonw_deinit) struct jsonw j = {0};
-		jsonw_message(&j, reply);
-		jsonw_print(&j, stdout);
-	} else {
-		printf("%s%llu\n", prefix, (unsigned long long)id);
+	if (!ctl->json) {
+		puts(name);
+		return;
 	}
+	_cleanup_(jsonw_deinit) struct jsonw j = {0};
+	jsonw_open(&j, '{');
+	jsonw_members(&j, reply);
+	if (sweep) {
+		jsonw_key(&j, "sweep_id");
+		jsonw_string(&j, name);
+	}
+	jsonw_close(&j, '}');
+	jsonw_print(&j, stdout);
 }
 
 static int nothing_named(struct ctl *ctl)
@@ -30,7 +37,9 @@ static int job_submitted(struct ctl *ctl, const struct jobargs *args,
 	if (!s->has_job) {
 		return nothing_named(ctl);
 	}
-	print_reply(ctl, &s->base, "", s->job);
+	char name[32];
+	snprintf(name, sizeof(name), "%llu", (unsigned long long)s->job);
+	print_reply(ctl, &s->base, false, name);
 	if (s->plan) {
 		planview_note_rows(ctl, s->plan);
 	}
@@ -44,7 +53,9 @@ static int sweep_submitted(struct ctl *ctl, const struct jobargs *args,
 	if (!s->has_sweep || s->sweep == 0) {
 		return nothing_named(ctl);
 	}
-	print_reply(ctl, &s->base, "s", s->sweep);
+	char name[32];
+	snprintf(name, sizeof(name), "s%llu", (unsigned long long)s->sweep);
+	print_reply(ctl, &s->base, true, name);
 	if (s->n_plans > 0) {
 		planview_note_rows(ctl, s->plans[0]);
 	}

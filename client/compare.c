@@ -232,6 +232,19 @@ static uint8_t *group_key(const Peftd__V1__Job *job, size_t *ret_len)
 	return proto_pack(&spec, ret_len);
 }
 
+/* Whether an assignment of a variant tells a group apart, beyond its method. */
+static bool labels(const char *assignment, size_t len)
+{
+	static const char *const others[] = {"train.seed=", "method=", "name=", "priority="};
+	for (size_t i = 0; i < ARRAY_LEN(others); i++) {
+		size_t n = strlen(others[i]);
+		if (len >= n && memcmp(assignment, others[i], n) == 0) {
+			return false;
+		}
+	}
+	return true;
+}
+
 /* "lora.r=8 train.seed=2" without the seed. */
 static int add_variant(struct buf *b, const ProtobufCBinaryData *variant)
 {
@@ -239,9 +252,7 @@ static int add_variant(struct buf *b, const ProtobufCBinaryData *variant)
 	for (size_t at = 0, len; at < variant->len; at += len + 1) {
 		const char *space = memchr(s + at, ' ', variant->len - at);
 		len = space ? (size_t)(space - (s + at)) : variant->len - at;
-		bool seed = len >= 11 && memcmp(s + at, "train.seed=", 11) == 0;
-		bool method = len >= 7 && memcmp(s + at, "method=", 7) == 0;
-		if (!seed && !method && (buf_append(b, " ", 1) < 0 || buf_append(b, s + at, len) < 0)) {
+		if (labels(s + at, len) && (buf_append(b, " ", 1) < 0 || buf_append(b, s + at, len) < 0)) {
 			return -ENOMEM;
 		}
 	}
@@ -294,7 +305,7 @@ static void reckon(const struct comparison *c, size_t group, double *values)
 	for (int f = 0; f < (int)ARRAY_LEN(spreads); f++) {
 		size_t n = 0;
 		for (size_t i = 0; i < c->n; i++) {
-			if (c->rows[i].group == group) {
+			if (c->rows[i].group == group && c->rows[i].counted) {
 				values[n++] = field(&c->rows[i], f);
 			}
 		}
@@ -318,14 +329,45 @@ static int assign_group(struct comparison *c, size_t i, uint8_t **keys, size_t *
 	c->rows[i].group = g;
 	if (g < c->n_groups) {
 		free(key);
-		c->groups[g].n++;
 		return 0;
 	}
 	keys[g] = key;
 	lens[g] = len;
-	c->groups[c->n_groups++] = (struct compare_group){.n = 1, .first = c->rows[i].job,
+	c->groups[c->n_groups++] = (struct compare_group){.first = c->rows[i].job,
 		.label = group_label(c->rows[i].job)};
 	return c->groups[g].label ? 0 : -ENOMEM;
+}
+
+static uint64_t seed_of(const Peftd__V1__Job *job)
+{
+	static const Peftd__V1__TrainSpec none = PEFTD__V1__TRAIN_SPEC__INIT;
+	return (job->spec && job->spec->train ? job->spec->train : &none)->seed;
+}
+
+static bool got_further(const Peftd__V1__Job *a, const Peftd__V1__Job *b)
+{
+	bool done_a = a->state == PEFTD__V1__JOB_STATE__JOB_SUCCEEDED;
+	bool done_b = b->state == PEFTD__V1__JOB_STATE__JOB_SUCCEEDED;
+	return done_a != done_b ? done_a : a->step > b->step;
+}
+
+/* Chooses of each seed in a group the job that counts: copies would only feign a small spread. */
+static void count_seeds(struct comparison *c)
+{
+	for (size_t i = 0; i < c->n; i++) {
+		struct compare_row *row = &c->rows[i], *other = c->rows;
+		while (other < row && !(other->counted && other->group == row->group &&
+				seed_of(other->job) == seed_of(row->job))) {
+			other++;
+		}
+		if (other == row) {
+			row->counted = true;
+			c->groups[row->group].seeds++;
+		} else if (got_further(row->job, other->job)) {
+			row->counted = true;
+			other->counted = false;
+		}
+	}
 }
 
 int compare_group_rows(struct comparison *c)
@@ -337,6 +379,9 @@ int compare_group_rows(struct comparison *c)
 	int r = values && lens && keys && c->groups ? 0 : -ENOMEM;
 	for (size_t i = 0; i < c->n && r == 0; i++) {
 		r = assign_group(c, i, keys, lens);
+	}
+	if (r == 0) {
+		count_seeds(c);
 	}
 	for (size_t g = 0; g < c->n_groups && r == 0; g++) {
 		reckon(c, g, values);

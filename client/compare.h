@@ -27,17 +27,19 @@ struct compare_row {
 	double step_seconds;              /* the median */
 	double unmerged_ratio, merged_ratio; /* forward time to that of the bare base */
 	size_t group;
+	bool counted; /* in its group; not, where another job of the same seed is */
 	struct curve train, eval; /* only where they were asked for */
 	bool no_curves;           /* they are past their time */
 };
 
-/* Jobs that differ in their seed alone (and in their name): mean and standard deviation, which is
- * NaN for one job. */
+/* Jobs that differ in their seed alone (and in name and priority, which change nothing that is
+ * compared): mean and standard deviation over the seeds, which is NaN for one. Copies of a seed
+ * count once, as the one that succeeded or got furthest. */
 struct spread {
 	double mean, sd;
 };
 struct compare_group {
-	size_t n;           /* jobs */
+	size_t seeds;       /* different ones */
 	const Peftd__V1__Job *first;
 	char *label;        /* owned; what sets it apart */
 	struct spread loss, best_eval_loss, seconds, tokens_per_second, step_seconds;

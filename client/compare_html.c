@@ -86,7 +86,7 @@ static int job_row(struct buf *b, const struct compare_row *row)
 	r = r ? r : figure(b, row->eval_loss);
 	r = r ? r : duration(b, row->seconds);
 	r = r ? r : figure(b, row->seconds > 0 ? row->tokens / row->seconds : NAN);
-	r = r ? r : duration(b, row->step_seconds);
+	r = r ? r : cell(b, row->step_seconds > 0 ? format_span(a, row->step_seconds) : "–");
 	r = r ? r : cell(b, p && p->has_inference_flops_per_token
 		? format_count(a, (uint64_t)p->inference_flops_per_token) : "–");
 	r = r ? r : size(b, p && p->has_inference_bytes_per_token,
@@ -155,7 +155,11 @@ static int spread_cell(struct buf *b, struct spread s)
 
 static int groups_table(struct buf *b, const struct comparison *c)
 {
-	if (c->n_groups == c->n) {
+	bool any = false;
+	for (size_t i = 0; i < c->n_groups; i++) {
+		any = any || c->groups[i].seeds > 1;
+	}
+	if (!any) {
 		return 0;
 	}
 	int r = buf_appendf(b, "<h2>Over seeds</h2>\n<p>Mean and standard deviation of jobs that differ "
@@ -166,7 +170,7 @@ static int groups_table(struct buf *b, const struct comparison *c)
 		r = buf_appendf(b, "<tr><td class=\"l\"><span class=\"key\" style=\"background:%s\"></span>",
 			plot_color((unsigned)i));
 		r = r ? r : plot_text(b, g->label, strlen(g->label));
-		r = r ? r : buf_appendf(b, "</td><td>%zu</td>", g->n);
+		r = r ? r : buf_appendf(b, "</td><td>%zu</td>", g->seeds);
 		r = r ? r : spread_cell(b, g->loss);
 		r = r ? r : spread_cell(b, g->best_eval_loss);
 		r = r ? r : spread_cell(b, g->seconds);

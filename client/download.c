@@ -21,7 +21,10 @@ enum {
 
 static int io_fault(struct errmsg *err, const char *what)
 {
-	return errmsg_set(err, STATUS_FAILED, "%s: %s", what, strerror(errno));
+	bool full = errno == ENOSPC || errno == EDQUOT;
+	return errmsg_set(err, full ? STATUS_DISK_FULL : STATUS_FAILED, "%s: %s%s", what,
+		strerror(errno), full ? "; what came is kept: make room, and the same command goes on with it"
+		: "");
 }
 
 /* ---- what is to come --------------------------------------------------------------------- */

@@ -76,6 +76,18 @@ char *format_duration(char out[FORMAT_SIZE], double seconds)
 	return out;
 }
 
+char *format_span(char out[FORMAT_SIZE], double seconds)
+{
+	char figure[FORMAT_SIZE];
+	if (!(seconds >= 0) || seconds >= 59.95) {
+		return format_duration(out, seconds);
+	}
+	bool ms = seconds < 1;
+	snprintf(out, FORMAT_SIZE, "%.30s %s", format_figure(figure, ms ? 1e3 * seconds : seconds, 3),
+		ms ? "ms" : "s");
+	return out;
+}
+
 char *format_time(char out[FORMAT_SIZE], uint64_t wall_ns)
 {
 	time_t t = (time_t)(wall_ns / 1000000000);

@@ -20,6 +20,10 @@ char *format_count(char out[FORMAT_SIZE], uint64_t n);
 /* 3725 → "1:02:05", 75 → "1:15", 4.2 → "4.2 s". "unknown" for what is no duration. */
 char *format_duration(char out[FORMAT_SIZE], double seconds);
 
+/* A time that was measured, to three digits: 0.00123 → "1.23 ms", 0.123 → "123 ms", 1.23 →
+ * "1.23 s"; from a minute on as format_duration(). */
+char *format_span(char out[FORMAT_SIZE], double seconds);
+
 /* "2026-11-23 08:35:07", local time; "-" for 0. */
 char *format_time(char out[FORMAT_SIZE], uint64_t wall_ns);
 

@@ -51,9 +51,16 @@ static int apply_option(Peftd__V1__JobSpec *spec, const char *key, const char *o
 	return r > 0 ? errmsg_prefix(err, r, "--%s", option) : r;
 }
 
-static int apply_options(Peftd__V1__JobSpec *spec, const struct jobargs *a, struct errmsg *err)
+struct key_option {
+	const char *key, *option, *value; /* value: as given; NULL */
+};
+struct key_options {
+	struct key_option at[7];
+};
+
+static struct key_options key_options(const struct jobargs *a)
 {
-	const struct { const char *key, *option, *value; } options[] = {
+	return (struct key_options){{
 		{"model", "model", a->model},
 		{"dataset", "dataset", a->dataset},
 		{"eval_dataset", "eval-dataset", a->eval_dataset},
@@ -61,34 +68,62 @@ static int apply_options(Peftd__V1__JobSpec *spec, const struct jobargs *a, stru
 		{"name", "name", a->name},
 		{"priority", "priority", a->priority},
 		{"init_adapter", "init-adapter", a->init_adapter},
-	};
+	}};
+}
+
+static int apply_options(Peftd__V1__JobSpec *spec, const struct jobargs *a, struct errmsg *err)
+{
+	struct key_options options = key_options(a);
 	int r = 0;
 	for (size_t i = 0; i < a->sets.n && r == 0; i++) {
 		r = spec_assign(spec, a->sets.items[i], err);
 		r = r > 0 ? errmsg_prefix(err, r, "--set %.64s", a->sets.items[i]) : r;
 	}
-	for (size_t i = 0; i < ARRAY_LEN(options) && r == 0; i++) {
-		r = apply_option(spec, options[i].key, options[i].option, options[i].value, err);
+	for (size_t i = 0; i < ARRAY_LEN(options.at) && r == 0; i++) {
+		struct key_option o = options.at[i];
+		r = apply_option(spec, o.key, o.option, o.value, err);
 	}
 	return r;
 }
 
-/* A refusal that begins with the name of a setting gets the line of the job file that sets it. */
-static void point_into_file(const struct jobargs *a, const char *file, struct errmsg *err)
+/* Whether one of the assignments is to the setting that the first n bytes of `path` name. */
+static bool assigns(const struct texts *assignments, const char *path, size_t n)
+{
+	for (size_t i = 0; i < assignments->n; i++) {
+		if (strncmp(assignments->items[i], path, n) == 0 && assignments->items[i][n] == '=') {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* A refusal that begins with the name of a setting gets what set it: the option, or the line of the
+ * job file. */
+static void point_at_source(const struct jobargs *a, const char *file, struct errmsg *err)
 {
 	char path[128];
 	size_t n = strspn(err->text, "abcdefghijklmnopqrstuvwxyz0123456789_.");
-	if (!file || n == 0 || n >= sizeof(path) || err->text[n] != ':') {
+	if (n == 0 || n >= sizeof(path) || err->text[n] != ':') {
 		return;
 	}
 	memcpy(path, err->text, n);
 	path[n] = '\0';
-	for (size_t i = 0; i < a->sets.n; i++) {
-		if (strncmp(a->sets.items[i], path, n) == 0 && a->sets.items[i][n] == '=') {
-			return; /* it was not the file's value */
+	if (assigns(&a->sweeps, path, n)) {
+		errmsg_prefix(err, STATUS_INVALID, "--sweep");
+		return;
+	}
+	struct key_options options = key_options(a);
+	for (size_t i = 0; i < ARRAY_LEN(options.at); i++) {
+		if (options.at[i].value && strcmp(options.at[i].key, path) == 0) {
+			errmsg_prefix(err, STATUS_INVALID, "--%s", options.at[i].option);
+			return;
 		}
 	}
-	size_t line = jobfile_line(file, path);
+	if (assigns(&a->sets, path, n)) {
+		errmsg_prefix(err, STATUS_INVALID, "--set");
+		return;
+	}
+	size_t line = file ? jobfile_line(file, path) : 0;
 	if (line > 0) {
 		errmsg_prefix(err, STATUS_INVALID, "%.200s:%zu", file, line);
 	}
@@ -107,7 +142,7 @@ static int read_specs(struct ctl *ctl, const struct jobargs *a, const char *file
 	r = r ? r : apply_options(base, a, &err);
 	r = r ? r : sweep_expand(ret, base, &a->sweeps, &err);
 	if (r > 0) {
-		point_into_file(a, file, &err);
+		point_at_source(a, file, &err);
 		return ctl_usage(ctl, "%s", err.text);
 	}
 	if (r < 0) {
@@ -175,7 +210,7 @@ static int ask(struct ctl *ctl, const struct jobargs *a, const char *file,
 	/* No limit: planning reads the dataset. */
 	int r = client_call(c, req, -1, &reply, &err);
 	if (r == STATUS_INVALID) {
-		point_into_file(a, file, &err);
+		point_at_source(a, file, &err);
 	}
 	status = r == 0 ? ctl_expect(ctl, reply, what) : ctl_fail(ctl, r, &err);
 	if (status == 0) {

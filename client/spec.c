@@ -610,6 +610,18 @@ static int assign_entry(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f
 		: spec_map_add(msg, f, key, value, SPEC_ANY, path, err);
 }
 
+/* Nothing behind the equals sign: more likely an empty variable of a script than the default. Of a
+ * text that may be missing it says that it is. */
+static int check_given(const ProtobufCMessageDescriptor *d, const ProtobufCFieldDescriptor *f,
+	const char *path, const char *value, struct errmsg *err)
+{
+	bool optional_text = f->type == PROTOBUF_C_TYPE_BYTES && f->label == PROTOBUF_C_LABEL_OPTIONAL &&
+		!f->default_value && !words_of(d, f);
+	return optional_text || value[strspn(value, " \t")] != '\0' ? 0
+		: errmsg_set(err, STATUS_INVALID, "'%s' has an empty value; null stands for the default",
+			path);
+}
+
 int spec_assign(Peftd__V1__JobSpec *spec, const char *assignment, struct errmsg *err)
 {
 	const char *equals = strchr(assignment, '=');
@@ -651,7 +663,8 @@ int spec_assign(Peftd__V1__JobSpec *spec, const char *assignment, struct errmsg 
 			return -ENOMEM;
 		}
 	}
-	return jobspec_is_map(f) ? assign_map(msg, f, value, path, err)
+	int r = check_given(msg->descriptor, f, path, value, err);
+	return r ? r : jobspec_is_map(f) ? assign_map(msg, f, value, path, err)
 		: f->label == PROTOBUF_C_LABEL_REPEATED ? assign_list(msg, f, value, path, err)
 		: spec_set(msg, f, value, SPEC_ANY, path, err);
 }

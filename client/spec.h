@@ -62,6 +62,6 @@ int spec_map_add(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f, const
 void spec_clear(ProtobufCMessage *msg, const ProtobufCFieldDescriptor *f);
 
 /* Sets "train.learning_rate=1e-4" as from the command line; lists are "[a, b]" or "a,b", maps are
- * "{a: 1, b: 2}", and "lora.rank_pattern.KEY=8" sets one entry, whose key may have dots.
- * STATUS_INVALID; -ENOMEM. */
+ * "{a: 1, b: 2}", and "lora.rank_pattern.KEY=8" sets one entry, whose key may have dots. "null"
+ * unsets, and so does nothing at all for a text without a default. STATUS_INVALID; -ENOMEM. */
 int spec_assign(Peftd__V1__JobSpec *spec, const char *assignment, struct errmsg *err);

@@ -51,11 +51,15 @@ void sweep_deinit(struct sweep *s)
 
 /* ---- axes -------------------------------------------------------------------------------- */
 
-/* Where a value ends: at a comma that is in no brackets. */
+/* Where a value ends: at a comma that is in no brackets, or behind the quotes around it. */
 static size_t value_length(const char *s)
 {
 	int depth = 0;
-	size_t n = 0;
+	size_t n = strspn(s, " ");
+	if (s[n] == '"' || s[n] == '\'') {
+		const char *end = strchr(s + n + 1, s[n]);
+		return end ? (size_t)(end - s) + 1 + strcspn(end + 1, ",") : strlen(s);
+	}
 	for (; s[n] && (s[n] != ',' || depth > 0); n++) {
 		depth += s[n] == '[' || s[n] == '{';
 		depth -= s[n] == ']' || s[n] == '}';
@@ -71,6 +75,14 @@ static int add_value(struct axis *a, const char *text, size_t len, struct errmsg
 	}
 	while (len > 0 && text[len - 1] == ' ') {
 		len--;
+	}
+	if (len > 0 && (*text == '"' || *text == '\'')) {
+		if (len == 1 || text[len - 1] != *text || memchr(text + 1, *text, len - 2)) {
+			return errmsg_set(err, STATUS_INVALID, "'%s' has the value %.*s, whose quotes do not go "
+				"around it", a->key, (int)min_i64((int64_t)len, 64), text);
+		}
+		text++;
+		len -= 2;
 	}
 	if (len == 0) {
 		return errmsg_set(err, STATUS_INVALID, "'%s' has an empty value", a->key);
@@ -198,6 +210,32 @@ static int make_job(struct sweep_job *job, const Peftd__V1__JobSpec *base, const
 	return r;
 }
 
+/* Two ways of writing one value (1e-3, 0.001) make one job twice. */
+static int check_different(const struct sweep *s, struct errmsg *err)
+{
+	struct packed {
+		uint8_t *data;
+		size_t len;
+	} *packed = calloc_array(s->n, sizeof(*packed));
+	int r = packed ? 0 : -ENOMEM;
+	for (size_t i = 0; i < s->n && r == 0; i++) {
+		packed[i].data = proto_pack(s->jobs[i].spec, &packed[i].len);
+		r = packed[i].data ? 0 : -ENOMEM;
+		for (size_t k = 0; k < i && r == 0; k++) {
+			if (packed[k].len == packed[i].len &&
+					memcmp(packed[k].data, packed[i].data, packed[i].len) == 0) {
+				r = errmsg_set(err, STATUS_INVALID, "--sweep: %s and %s are the same job",
+					s->jobs[k].variant, s->jobs[i].variant);
+			}
+		}
+	}
+	for (size_t i = 0; packed && i < s->n; i++) {
+		free(packed[i].data);
+	}
+	free(packed);
+	return r;
+}
+
 int sweep_expand(struct sweep *ret, const Peftd__V1__JobSpec *base, const struct texts *texts,
 	struct errmsg *err)
 {
@@ -215,6 +253,7 @@ int sweep_expand(struct sweep *ret, const Peftd__V1__JobSpec *base, const struct
 	for (size_t i = 0; i < n && r == 0; i++) {
 		r = make_job(&s.jobs[s.n++], base, &a, i, err);
 	}
+	r = r ? r : check_different(&s, err);
 	if (r == 0) {
 		*ret = s;
 		s = (struct sweep){0};

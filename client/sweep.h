@@ -20,7 +20,8 @@ void sweep_deinit(struct sweep *s);
  * Makes the jobs: `base` as it was read, and for each combination of the axes, which are
  * "KEY=VALUE,VALUE…" as from the command line, its own settings on top; completed. Without an
  * axis it is one job, whose variant is "". Where `method` is an axis, each job keeps of the sections
- * of the methods it names its own. STATUS_INVALID; -ENOMEM.
+ * of the methods it names its own. A value may stand in quotes, which are not part of it.
+ * STATUS_INVALID, also where two jobs are the same; -ENOMEM.
  */
 int sweep_expand(struct sweep *ret, const Peftd__V1__JobSpec *base, const struct texts *axes,
 	struct errmsg *err);

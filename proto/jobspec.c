@@ -214,7 +214,8 @@ static int unknown_method(const ProtobufCMessage *spec, const ProtobufCBinaryDat
 		return r;
 	}
 	const char *nearest = NULL;
-	unsigned best = 4;
+	/* A third of its letters may be wrong: beyond that it is another word. */
+	unsigned best = (unsigned)(strnlen(given, 7) + 2) / 3 + 1;
 	for (unsigned i = 0; i < spec->descriptor->n_fields; i++) {
 		const ProtobufCFieldDescriptor *f = &spec->descriptor->fields[i];
 		if (!jobspec_is_method(f)) {

@@ -10,7 +10,7 @@
 DEFINE_CLEANUP(struct generator *, generator_free);
 
 /* Tokens of a row that are read, and how many of them are followed by a look at the logits. Of an
- * encoder-decoder's row the encoder's tokens are read at once, and the decoder's first one counts as theirs. */
+ * encoder-decoder's row the encoder's tokens are read at once; the decoder's first counts as theirs. */
 static int64_t row_source(const struct samples *s, uint64_t i)
 {
 	return s->source_len ? min_i64(s->source_len[i], PROBE_TOKENS) : 0;

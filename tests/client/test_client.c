@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <sodium.h>
 #include <stdio.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -20,6 +21,7 @@
 #include "client/transfer.h"
 #include "client/watch.h"
 #include "fake_daemon.h"
+#include "tests/support/skip.h"
 #include "util/buf.h"
 #include "util/cleanup.h"
 #include "util/util.h"
@@ -749,6 +751,45 @@ static void test_download_goes_on(void **state)
 	free(o.data);
 }
 
+/* A disk that fills up: what came is kept, and the same command goes on with it. */
+static void test_download_disk_fills(void **state)
+{
+	struct fake f;
+	struct client *c;
+	struct folder o;
+	struct errmsg err = {0};
+	bool was_there;
+	char small[96];
+	fake_init(&f, handle_read, NULL);
+	make_folder(&o, &f);
+	snprintf(small, sizeof(small), "%s/small", f.dir);
+	assert_int_equal(mkdir(small, 0700), 0);
+	if (mount("tmpfs", small, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=0700") < 0) {
+		free(o.data);
+		fake_deinit(&f);
+		SKIP("no small file system can be mounted here (needs root)");
+	}
+	snprintf(o.dir, sizeof(o.dir), "%.90s/out", small);
+	struct content content = {.data = o.data, .size = o.blob.size};
+	f.data = &content;
+	fake_start(&f);
+	assert_int_equal(client_new(&c, f.endpoint, 3000), 0);
+	int full = download(c, &o, &was_there, &err);
+	int larger = mount("tmpfs", small, "tmpfs", MS_REMOUNT, "size=16m");
+	struct errmsg none;
+	int again = download(c, &o, &was_there, &none);
+	client_free(c);
+	assert_int_equal(umount(small), 0);
+	fake_deinit(&f);
+	free(o.data);
+	assert_int_equal(full, STATUS_DISK_FULL);
+	assert_non_null(strstr(err.text, "No space left on device; what came is kept: make room, and the "
+		"same command goes on"));
+	assert_int_equal(larger, 0);
+	assert_int_equal(again, 0);
+	assert_true(content.first_offset > 0);
+}
+
 static void test_download_wrong_content(void **state)
 {
 	struct fake f;
@@ -824,6 +865,7 @@ int main(void)
 		cmocka_unit_test(test_sources),
 		cmocka_unit_test(test_download),
 		cmocka_unit_test(test_download_goes_on),
+		cmocka_unit_test(test_download_disk_fills),
 		cmocka_unit_test(test_download_wrong_content),
 		cmocka_unit_test(test_download_bad_names),
 	};

@@ -71,6 +71,14 @@ static void test_grid(void **state)
 	assert_int_equal(s.jobs[3].spec->lora->n_rank_pattern, 0);
 	sweep_deinit(&s);
 
+	/* So does what stands in quotes, which go. */
+	assert_int_equal(expand(&s, LIST("model=m"), LIST("name=\"a,b\", 'c,\"d',e\"f"), &err), 0);
+	assert_int_equal(s.n, 3);
+	assert_true(proto_equal(&s.jobs[0].spec->name, "a,b"));
+	assert_true(proto_equal(&s.jobs[1].spec->name, "c,\"d"));
+	assert_true(proto_equal(&s.jobs[2].spec->name, "e\"f"));
+	sweep_deinit(&s);
+
 	/* No axis: one job. */
 	assert_int_equal(expand(&s, LIST("model=m"), LIST(NULL), &err), 0);
 	assert_int_equal(s.n, 1);
@@ -106,6 +114,15 @@ static void test_sweeps_refused(void **state)
 		{"lora.r=4,,8", NULL, "'lora.r' has an empty value"},
 		{"lora.r=4,8,", NULL, "'lora.r' has an empty value"},
 		{"lora.r=4,8,4", NULL, "has the value 4 twice"},
+		{"train.learning_rate=1e-3,2,0.001", NULL, "--sweep: train.learning_rate=1e-3 and "
+			"train.learning_rate=0.001 are the same job"},
+		{"lora.r=4,null,16", NULL, "lora.r=null and lora.r=16 are the same job"},
+		{"name=\"a,b", NULL, "quotes do not go around it"},
+		{"name=\"a\"b,c", NULL, "quotes do not go around it"},
+		{"name=\"", NULL, "quotes do not go around it"},
+		{"name=\"\",c", NULL, "'name' has an empty value"},
+		{"method=lora,foo", NULL, "method: 'foo' is none; methods: lora,"},
+		{"method=lora,lorra", NULL, "did you mean 'lora'?"},
 		{"lora.r=4,eight", NULL, "--sweep lora.r: 'lora.r' must be a whole number"},
 		{"lora.rr=4,8", NULL, "unknown key 'lora.rr'"},
 		{"lora.r=4", "lora.r=8", "--sweep lora.r is given twice"},
@@ -190,7 +207,7 @@ static void test_groups(void **state)
 	assert_int_equal(c.n_groups, 2);
 	assert_string_equal(c.groups[0].label, "lora lora.r=4");
 	assert_string_equal(c.groups[1].label, "lora lora.r=8");
-	assert_int_equal(c.groups[0].n, 2);
+	assert_int_equal(c.groups[0].seeds, 2);
 	assert_true(fabs(c.groups[0].loss.mean - 2.1) < 1e-12);
 	assert_true(fabs(c.groups[0].loss.sd - 0.1 * sqrt(2)) < 1e-12); /* n - 1 */
 	assert_true(fabs(c.groups[1].best_eval_loss.mean - 2.6) < 1e-12);
@@ -203,6 +220,39 @@ static void test_groups(void **state)
 	assert_true(isnan(none.mean) && isnan(none.sd));
 	struct spread two = compare_spread((double[]){1, NAN, 3}, 3);
 	assert_true(two.mean == 2 && fabs(two.sd - sqrt(2)) < 1e-12);
+}
+
+/* Name and priority make no group, copies of a seed no spread. */
+static void test_copies(void **state)
+{
+	static const uint64_t seeds[] = {1, 2, 42, 42, 42};
+	static const double losses[] = {1, 2, 9, 3, 9};
+	struct made made[6];
+	struct compare_row *rows = calloc(6, sizeof(*rows));
+	assert_non_null(rows);
+	_cleanup_(comparison_deinit) struct comparison c = {.rows = rows, .n = 6};
+	for (size_t i = 0; i < 6; i++) {
+		make_job(&made[i], i + 1, 4, i < 5 ? seeds[i] : 1, 1);
+		made[i].job.step = 10;
+		rows[i] = (struct compare_row){.job = &made[i].job, .loss = i < 5 ? losses[i] : 7,
+			.eval_loss = NAN, .best_eval_loss = NAN, .step_seconds = NAN};
+	}
+	made[2].job.state = PEFTD__V1__JOB_STATE__JOB_FAILED; /* the copy that succeeded counts */
+	made[4].job.state = PEFTD__V1__JOB_STATE__JOB_CANCELLED;
+	made[3].spec.has_priority = made[3].spec.has_name = true;
+	made[3].spec.priority = proto_bytes("high");
+	made[3].spec.name = proto_bytes("again");
+	made[0].job.variant = proto_bytes("priority=high name=a lora.r=4 train.seed=1");
+	made[5].train.has_save_steps = true; /* costs time: of a group of its own */
+	made[5].train.save_steps = 1;
+	assert_int_equal(compare_group_rows(&c), 0);
+	assert_int_equal(c.n_groups, 2);
+	assert_string_equal(c.groups[0].label, "lora lora.r=4");
+	assert_int_equal(c.groups[0].seeds, 3);
+	assert_int_equal(c.groups[1].seeds, 1);
+	assert_true(fabs(c.groups[0].loss.mean - 2) < 1e-12);
+	assert_true(fabs(c.groups[0].loss.sd - 1) < 1e-12);
+	assert_true(c.groups[1].loss.mean == 7 && isnan(c.groups[1].loss.sd));
 }
 
 static void test_front(void **state)
@@ -430,6 +480,7 @@ int main(void)
 		cmocka_unit_test(test_methods),
 		cmocka_unit_test(test_sweeps_refused),
 		cmocka_unit_test(test_groups),
+		cmocka_unit_test(test_copies),
 		cmocka_unit_test(test_front),
 		cmocka_unit_test(test_page),
 		cmocka_unit_test(test_empty_page),

@@ -41,6 +41,12 @@ static void test_figures(void **state)
 	assert_string_equal(format_duration(t, 3725), "1:02:05");
 	assert_string_equal(format_duration(t, NAN), "unknown");
 	assert_string_equal(format_duration(t, -1), "unknown");
+	assert_string_equal(format_span(t, 0.0012345), "1.23 ms");
+	assert_string_equal(format_span(t, 0.1234), "123 ms");
+	assert_string_equal(format_span(t, 1.0), "1.00 s");
+	assert_string_equal(format_span(t, 12.34), "12.3 s");
+	assert_string_equal(format_span(t, 75), "1:15");
+	assert_string_equal(format_span(t, NAN), "unknown");
 	assert_string_equal(format_figure(t, 1.23456, 4), "1.235");
 	assert_string_equal(format_figure(t, 0, 4), "0.000");
 	assert_string_equal(format_figure(t, 2e-4, 3), "2.00e-04");

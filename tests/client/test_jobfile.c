@@ -429,7 +429,15 @@ static void test_set(void **state)
 		{"lora.target_modules=[]", "train nothing"},
 		{"lora.target_modules=[a,,b]", NULL}, /* strtok joins empty items: taken as a, b */
 		{"train.learning_rate=nan", "must be a number"},
-		{"train.learning_rate=", NULL}, /* an empty value unsets */
+		{"train.learning_rate=", "'train.learning_rate' has an empty value; null stands for"},
+		{"train.learning_rate= ", "empty value"},
+		{"train.dtype=", "empty value"},
+		{"method=", "empty value"},
+		{"lora=", "empty value"},
+		{"lora.target_modules=", "empty value"},
+		{"lora.rank_pattern=", "empty value"},
+		{"train.learning_rate=null", NULL},
+		{"eval_dataset=", NULL}, /* a text that may be missing */
 	};
 	for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
 		struct errmsg err = {0};

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <math.h>
 #include <poll.h>
 #include <pty.h>
 #include <signal.h>
@@ -374,6 +375,8 @@ static void simple(struct fake *f, const Peftd__V1__Request *req)
 	Peftd__V1__JobListReply jobs = PEFTD__V1__JOB_LIST_REPLY__INIT;
 	Peftd__V1__Job job = make_job(s, 7), *job_list[] = {&job};
 	Peftd__V1__InferenceTimes times = PEFTD__V1__INFERENCE_TIMES__INIT;
+	Peftd__V1__JobSpec shown = PEFTD__V1__JOB_SPEC__INIT;
+	Peftd__V1__TrainSpec train = PEFTD__V1__TRAIN_SPEC__INIT;
 	Peftd__V1__EvalReply eval = PEFTD__V1__EVAL_REPLY__INIT;
 	uint64_t running[] = {7};
 	switch (req->what_case) {
@@ -434,6 +437,11 @@ static void simple(struct fake *f, const Peftd__V1__Request *req)
 		times.unmerged_seconds = 0.5;
 		times.merged_seconds = 0.26;
 		job.inference = job.id == 7 ? &times : NULL;
+		/* They are the same but for their seeds; 42 and 43 have the same one. */
+		train.has_seed = true;
+		train.seed = job.id == 43 ? 42 : job.id;
+		shown.train = &train;
+		job.spec = &shown;
 		reply.what_case = PEFTD__V1__REPLY__WHAT_JOB;
 		reply.job = &job;
 		break;
@@ -595,6 +603,16 @@ static void test_exit_statuses(void **state)
 		expect(f, "watch 7", cases[i].status, "", "that is");
 		expect(f, "list", cases[i].status, "", "that is");
 	}
+	/* What the daemon finds is said of what set it. */
+	write_file(f, "named.yaml", "model: m\ndataset: d\nname: n\n");
+	s->fail = STATUS_INVALID;
+	s->text = "name: too long";
+	expect(f, "submit named.yaml", 1, "", "peftctl: named.yaml:3: name: too long");
+	expect(f, "submit named.yaml --name x", 1, "", "peftctl: --name: name: too long");
+	expect(f, "submit named.yaml --set name=x", 1, "", "peftctl: --set: name: too long");
+	expect(f, "submit --model m --dataset d --name x", 1, "", "peftctl: --name: name: too long");
+	s->text = "that is\x1B[31m why";
+
 	struct ran r = {0};
 	s->fail = STATUS_WONT_FIT;
 	run(f, &r, NULL, "status --json");
@@ -740,6 +758,7 @@ static void test_sweep(void **state)
 	run(f, &r, NULL, "submit job.yaml --sweep lora.r=4,8 --json");
 	json_t *v = parse_line(r.out);
 	assert_int_equal(json_integer_value(json_object_get(v, "sweep")), 42);
+	assert_string_equal(json_string_value(json_object_get(v, "sweep_id")), "s42");
 	json_decref(v);
 	run(f, &r, NULL, "plan job.yaml --sweep lora.r=4,8");
 	assert_int_equal(r.status, 0);
@@ -816,19 +835,24 @@ static void test_compare(void **state)
 		json_decref(v);
 		line = strchr(line, '\n') + 1;
 	}
-	/* They have no settings, so they are the same but for their seeds. */
+	/* They are the same but for their seeds, of which two jobs share one. */
 	json_t *v = parse_line(line);
 	assert_int_equal(json_array_size(json_object_get(v, "jobs")), 4);
+	assert_int_equal(json_integer_value(json_object_get(v, "seeds")), 3);
 	json_t *loss = json_object_get(v, "loss");
-	assert_true(json_real_value(json_object_get(loss, "mean")) == 0.1);
-	assert_true(json_real_value(json_object_get(loss, "sd")) == 0);
+	assert_true(fabs(json_real_value(json_object_get(loss, "mean")) - 0.1) < 1e-12);
+	assert_true(json_real_value(json_object_get(loss, "sd")) < 1e-12);
 	json_decref(v);
+
+	run(f, &r, NULL, "compare 42 43");
+	assert_null(strstr(r.out, "MEAN ± SD OF"));
 
 	run(f, &r, NULL, "compare 7 8 --html page.html");
 	assert_int_equal(r.status, 0);
 	assert_non_null(strstr(r.out, "MEAN ± SD OF"));
 	assert_non_null(strstr(r.out, "FORWARD  MERGED"));
 	assert_non_null(strstr(r.out, "2.00 x  1.04 x"));
+	assert_non_null(strstr(r.out, "500 ms"));
 	snprintf(path, sizeof(path), "%s/page.html", f->dir);
 	FILE *file = fopen(path, "r");
 	assert_non_null(file);
@@ -838,9 +862,101 @@ static void test_compare(void **state)
 	assert_non_null(strstr(page, "<td>1.0400</td>"));
 	assert_non_null(strstr(page, "<polyline"));
 	free(page);
-	expect(f, "compare 7 --html missing/page.html", 1, NULL, "missing/page.html: No such file");
+	expect(f, "compare 7 --html missing/page.html", 1, "", "missing/page.html: No such file");
 	expect(f, "compare", 2, "", "something is missing");
 	ran_clear(&r);
+}
+
+static char *read_file(const struct fake *f, const char *name)
+{
+	char path[200];
+	snprintf(path, sizeof(path), "%s/%s", f->dir, name);
+	FILE *file = fopen(path, "r");
+	assert_non_null(file);
+	return slurp(file);
+}
+
+static mode_t kind_of(const struct fake *f, const char *name)
+{
+	struct stat st;
+	char path[200];
+	snprintf(path, sizeof(path), "%s/%s", f->dir, name);
+	assert_int_equal(lstat(path, &st), 0);
+	return st.st_mode;
+}
+
+/* Links stay, what is no regular file is written as it is, and the page comes before the table. */
+static void test_page_places(void **state)
+{
+	struct fake *f = *state;
+	char path[200], byte[16];
+	write_file(f, "real.html", "old");
+	snprintf(path, sizeof(path), "%s/real.html", f->dir);
+	assert_int_equal(chmod(path, 0640), 0);
+	snprintf(path, sizeof(path), "%s/link.html", f->dir);
+	assert_int_equal(symlink("real.html", path), 0);
+	expect(f, "compare 7 --html link.html", 0, NULL, "the page is link.html");
+	assert_true(S_ISLNK(kind_of(f, "link.html")));
+	assert_int_equal(kind_of(f, "real.html"), S_IFREG | 0640);
+	_cleanup_(freep) char *page = read_file(f, "real.html");
+	assert_non_null(strstr(page, "</html>"));
+
+	snprintf(path, sizeof(path), "%s/dangling.html", f->dir);
+	assert_int_equal(symlink("made.html", path), 0);
+	expect(f, "compare 7 --html dangling.html", 0, NULL, NULL);
+	assert_true(S_ISLNK(kind_of(f, "dangling.html")));
+	_cleanup_(freep) char *made = read_file(f, "made.html");
+	assert_non_null(strstr(made, "</html>"));
+
+	snprintf(path, sizeof(path), "%s/pipe.html", f->dir);
+	assert_int_equal(mkfifo(path, 0600), 0);
+	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); /* a page fits a pipe */
+	assert_true(fd >= 0);
+	expect(f, "compare 7 --html pipe.html", 0, NULL, NULL);
+	assert_true(S_ISFIFO(kind_of(f, "pipe.html")));
+	assert_int_equal(read(fd, byte, 15), 15);
+	assert_memory_equal(byte, "<!DOCTYPE html>", 15);
+	close(fd);
+
+	/* A device that takes nothing, by a link of the test's own. */
+	if (access("/dev/full", W_OK) == 0) {
+		snprintf(path, sizeof(path), "%s/full.html", f->dir);
+		assert_int_equal(symlink("/dev/full", path), 0);
+		int was = open("/dev/full", O_WRONLY | O_CLOEXEC);
+		struct stat before, after;
+		assert_int_equal(fstat(was, &before), 0);
+		expect(f, "compare 7 --html full.html", 1, "", "full.html: No space left on device");
+		assert_int_equal(stat("/dev/full", &after), 0);
+		assert_true(S_ISCHR(after.st_mode) && before.st_ino == after.st_ino);
+		close(was);
+	}
+
+	/* Nobody reads the table. */
+	int ends[2];
+	assert_int_equal(pipe(ends), 0);
+	close(ends[0]);
+	FILE *out = fdopen(ends[1], "w"), *err = tmpfile();
+	char *argv[] = {"peftctl", "compare", "7", "--html", "early.html", NULL};
+	assert_int_not_equal(wait_status(start(f, argv, NULL, out, err)), 0);
+	fclose(out);
+	fclose(err);
+	_cleanup_(freep) char *early = read_file(f, "early.html");
+	assert_non_null(strstr(early, "</html>"));
+
+	/* Standard output itself, as /dev/stdout is: the page, then the table. */
+	struct ran r = {0};
+	snprintf(path, sizeof(path), "%s/stdout", f->dir);
+	assert_int_equal(symlink("/proc/self/fd/1", path), 0);
+	run(f, &r, NULL, "compare 7 --html stdout");
+	assert_int_equal(r.status, 0);
+	assert_int_equal(strncmp(r.out, "<!DOCTYPE html>", 15), 0);
+	char *end = strstr(r.out, "</html>");
+	assert_true(end && strstr(end, "STEP TIME"));
+	ran_clear(&r);
+	snprintf(path, sizeof(path), "%s/folder", f->dir);
+	assert_int_equal(mkdir(path, 0700), 0);
+	expect(f, "compare 7 --html folder", 1, "", "folder: Is a directory");
+	rmdir(path);
 }
 
 static void test_watch(void **state)
@@ -1084,6 +1200,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_init_adapter, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_sweep, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_compare, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_page_places, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_watch, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_interrupted_watch, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_metrics_and_logs, setup, teardown),
