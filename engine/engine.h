@@ -90,6 +90,12 @@ int train_plan(struct memory_plan *ret, const struct model_files *files, struct 
 	const struct train_config *c, const struct method_config *m, int64_t longest,
 	uint64_t memory_limit, struct errmsg *err);
 
+/* Refuses at submit what would fail later: an adapter `init` (may be NULL) that does not fit, settings
+ * of which no folder could be made that is read back, and what training has no use for. Nothing large
+ * is allocated. STATUS_INVALID. */
+int train_check(const struct model_files *files, struct backend *b, const struct train_config *c,
+	const struct method_config *m, const struct adapter *init, struct errmsg *err);
+
 /* Steps of a run over n samples: max_steps where that is above 0, or ceil of epochs · ceil(n /
  * batch_size); 0 where that is no number from 1 to 2^40. */
 int64_t train_steps(uint64_t n_samples, int64_t batch_size, int64_t max_steps, double epochs);

@@ -1,7 +1,6 @@
 #include "daemon/trainer/job.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
@@ -144,41 +143,11 @@ void job_release(struct job *job)
 	models_close(job->compute->models, job->model);
 }
 
-/* Refuses at submit what would fail when training starts: an adapter of LoRA alone has just the
- * factors that are trained. Other methods' files may hold more or less than is trained. */
-static int check_size(const struct job *job, const struct memory_plan *plan, struct errmsg *err)
-{
-	const struct lora_config *c = &job->method.lora;
-	uint64_t n = 0;
-	if (strcmp(job->method.method, "lora") != 0 || c->bias != LORA_BIAS_NONE ||
-		c->modules_to_save.n > 0) {
-		return 0;
-	}
-	for (size_t i = 0; i < job->init.tensors.n_tensors; i++) {
-		const struct st_tensor *t = &job->init.tensors.tensors[i];
-		uint64_t elements = 1;
-		for (int d = 0; d < t->n_dims; d++) {
-			elements *= (uint64_t)t->dims[d];
-		}
-		n += strstr(t->name, ".lora_") ? elements : 0;
-	}
-	if (n != plan->trainable_parameters) {
-		return errmsg_set(err, STATUS_INVALID,
-			"it has %" PRIu64 " parameters, the job trains %" PRIu64 "; set lora.target_modules to "
-			"those of the adapter, and check that it was made for this model", n,
-			plan->trainable_parameters);
-	}
-	return 0;
-}
-
 int job_plan(struct job *job, uint64_t memory_limit, struct memory_plan *ret, struct errmsg *err)
 {
-	int r = train_plan(ret, model_files_of(job->model), job->compute->backend, &job->config,
-		&job->method, job->longest, memory_limit, err);
-	if (r == 0 && job->has_init) {
-		r = adapter_can_start(&job->init, &job->method, err);
-		r = r ? r : check_size(job, ret, err);
-		r = r > 0 ? errmsg_prefix(err, r, "init_adapter") : r;
-	}
-	return r;
+	const struct model_files *files = model_files_of(job->model);
+	struct backend *b = job->compute->backend;
+	int r = train_check(files, b, &job->config, &job->method, job->has_init ? &job->init : NULL, err);
+	return r ? r : train_plan(ret, files, b, &job->config, &job->method, job->longest, memory_limit,
+		err);
 }

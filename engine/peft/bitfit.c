@@ -119,6 +119,7 @@ const struct peft_method peft_bitfit = {
 	.kind = ADAPTER_PEFT,
 	.kind_of = bitfit_kind,
 	.peft_type = "BEFT",
+	.decides = "bitfit.target_modules",
 	.size = sizeof(struct peft),
 	.check = bitfit_check,
 	.config_read = bitfit_config_read,

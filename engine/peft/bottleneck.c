@@ -23,6 +23,7 @@
 #define ADAPTER_NAME "default"
 
 enum { DOWN_W, DOWN_B, UP_W, UP_B, N_PARAMS };
+enum { UNITS_MAX = 1 << 20 };
 
 struct place {
 	char module[MODULE_NAME_MAX]; /* "": by layer and kind */
@@ -54,12 +55,12 @@ static int bottleneck_check(const struct method_config *m, struct errmsg *err)
 		return errmsg_set(err, STATUS_INVALID, "bottleneck: mh_adapter and output_adapter are both "
 			"false; say where adapters go");
 	}
-	if (!(c->reduction_factor > 0) || !isfinite(c->reduction_factor)) {
+	if (!(c->reduction_factor > 0 && c->reduction_factor <= UNITS_MAX)) {
 		return errmsg_set(err, STATUS_INVALID, "bottleneck.reduction_factor: %g; it must be a "
-			"number above 0", c->reduction_factor);
+			"number above 0 and at most %d", c->reduction_factor, UNITS_MAX);
 	}
-	if (!isfinite(c->scaling)) {
-		return errmsg_set(err, STATUS_INVALID, "bottleneck.scaling: %g; it must be a number",
+	if (!f32_finite(c->scaling)) {
+		return errmsg_set(err, STATUS_INVALID, "bottleneck.scaling: %g; it must be a number, as a float32",
 			c->scaling);
 	}
 	return 0;
@@ -74,9 +75,10 @@ static int64_t inner_size(const struct bottleneck_config *c, int64_t hidden_size
 static int bottleneck_start(struct peft *p, const struct graph *g, struct errmsg *err)
 {
 	struct bottleneck *b = of(p);
-	if (inner_size(&p->config.bottleneck, g->config.hidden_size) > 1 << 20) {
+	/* Judged before it is a whole number: the quotient may be infinite. */
+	if (!((double)g->config.hidden_size / p->config.bottleneck.reduction_factor <= UNITS_MAX)) {
 		return errmsg_set(err, STATUS_INVALID, "bottleneck.reduction_factor: %g makes adapters of "
-			"more than %d units", p->config.bottleneck.reduction_factor, 1 << 20);
+			"more than %d units", p->config.bottleneck.reduction_factor, UNITS_MAX);
 	}
 	b->cap_places = 2 * (size_t)(g->config.num_hidden_layers + g->config.num_decoder_layers);
 	b->places = calloc_array(b->cap_places, sizeof(*b->places));
@@ -392,6 +394,7 @@ static const char *bottleneck_unmergeable(const struct method_config *m,
 const struct peft_method peft_bottleneck = {
 	.name = "bottleneck",
 	.kind = ADAPTER_HUB,
+	.decides = "bottleneck.reduction_factor, mh_adapter and output_adapter",
 	.size = sizeof(struct bottleneck),
 	.check = bottleneck_check,
 	.matches = bottleneck_matches,

@@ -3,12 +3,25 @@
  * whoever made the struct; method_config_deinit() frees what method_config_copy() and adapter_parse()
  * made. */
 
+#include <float.h>
+#include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "kernels/kernels.h"
 #include "util/errmsg.h"
+
+/* Kernels compute in float32: what a setting is there. A double beside the limit may round onto it. */
+static inline bool f32_finite(double x)
+{
+	return fabs(x) <= (double)FLT_MAX;
+}
+
+static inline bool f32_probability(double p) /* of dropping: in [0, 1) */
+{
+	return p >= 0 && p < 1 && (float)p < 1;
+}
 
 /* Names or suffixes of modules, or one regular expression on whole names. */
 struct modules {

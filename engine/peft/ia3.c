@@ -76,16 +76,14 @@ static int ia3_check(const struct method_config *m, struct errmsg *err)
 {
 	const struct ia3_config *c = &m->ia3;
 	int r = peft_check_list(&c->target_modules, "ia3.target_modules", err);
-	r = r ? r : peft_check_list(&c->feedforward_modules, "ia3.feedforward_modules", err);
-	if (r != 0) {
-		return r;
-	}
-	if (c->feedforward_modules.is_regex || c->target_modules.is_regex ||
-		c->target_modules.n == 0) {
-		return 0;
-	}
-	bool all = has_name(&c->target_modules, "all-linear");
-	for (size_t i = 0; i < c->feedforward_modules.n && !all; i++) {
+	return r ? r : peft_check_list(&c->feedforward_modules, "ia3.feedforward_modules", err);
+}
+
+/* Of targets that are resolved: PEFT reads no other folder. */
+static int check_subset(const struct ia3_config *c, struct errmsg *err)
+{
+	bool names = !c->feedforward_modules.is_regex && !c->target_modules.is_regex;
+	for (size_t i = 0; i < c->feedforward_modules.n && names; i++) {
 		if (!has_name(&c->target_modules, c->feedforward_modules.names[i])) {
 			return errmsg_set(err, STATUS_INVALID, "ia3.feedforward_modules: \"%s\" is not among "
 				"target_modules; each feed-forward module must be a target too",
@@ -159,6 +157,7 @@ static int ia3_start(struct peft *p, const struct graph *g, struct errmsg *err)
 {
 	struct ia3_config *c = &p->config.ia3;
 	int r = resolve(c, g);
+	r = r ? r : check_subset(c, err);
 	r = r ? r : peft_check_targets(&c->target_modules, g, peft_is_linear, "ia3.target_modules",
 		"linear layer", err);
 	if (r == 0 && c->feedforward_modules.n > 0 && !c->target_modules.is_regex) {
@@ -405,6 +404,7 @@ const struct peft_method peft_ia3 = {
 	.name = "ia3",
 	.kind = ADAPTER_PEFT,
 	.peft_type = "IA3",
+	.decides = "ia3.target_modules and feedforward_modules",
 	.size = sizeof(struct ia3),
 	.check = ia3_check,
 	.config_read = ia3_config_read,

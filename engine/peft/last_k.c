@@ -97,6 +97,7 @@ static int last_k_describe(const struct peft *p, struct buf *out)
 const struct peft_method peft_last_k = {
 	.name = "last_k",
 	.kind = ADAPTER_DELTA,
+	.decides = "last_k.k, head and final_norm",
 	.size = sizeof(struct peft),
 	.check = last_k_check,
 	.config_read = last_k_config_read,

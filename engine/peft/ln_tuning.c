@@ -75,6 +75,7 @@ const struct peft_method peft_ln_tuning = {
 	.name = "ln_tuning",
 	.kind = ADAPTER_PEFT,
 	.peft_type = "LN_TUNING",
+	.decides = "ln_tuning.target_modules",
 	.size = sizeof(struct peft),
 	.check = ln_check,
 	.config_read = ln_config_read,

@@ -23,6 +23,8 @@
 #define MAX_RANK 65536
 #define MAX_PATTERNS 2048
 #define MAX_LAYERS 65536
+#define MIN_ALPHA 1e-30 /* over a rank still a float32 above 0 */
+#define MAX_ALPHA 1e6
 
 /* ---- which modules ------------------------------------------------------------------------- */
 
@@ -135,12 +137,12 @@ static int check_patterns(const struct lora_config *c, struct errmsg *err)
 			if (r != 0) {
 				return r;
 			}
-			bool right = isfinite(p->value) && p->value > 0 && (!maps[i].rank ||
-				(p->value <= MAX_RANK && p->value == floor(p->value)));
+			bool right = maps[i].rank ? p->value >= 1 && p->value <= MAX_RANK &&
+				p->value == floor(p->value) : p->value >= MIN_ALPHA && p->value <= MAX_ALPHA;
 			if (!right) {
 				return errmsg_set(err, STATUS_INVALID, "%s: %.200s: %g; it must be a %s",
 					maps[i].name, p->key, p->value,
-					maps[i].rank ? "whole number from 1 to 65536" : "number above 0");
+					maps[i].rank ? "whole number from 1 to 65536" : "number from 1e-30 to 1e6");
 			}
 		}
 	}
@@ -169,19 +171,19 @@ int lora_check(const struct method_config *m, struct errmsg *err)
 		return errmsg_set(err, STATUS_INVALID, "lora.r: %lld; it must be from 1 to 65536",
 			(long long)c->r);
 	}
-	if (!isfinite(c->lora_alpha) || c->lora_alpha <= 0) {
-		return errmsg_set(err, STATUS_INVALID, "lora.lora_alpha: %g; it must be a number above 0",
-			c->lora_alpha);
+	if (!(c->lora_alpha >= MIN_ALPHA && c->lora_alpha <= MAX_ALPHA)) {
+		return errmsg_set(err, STATUS_INVALID, "lora.lora_alpha: %g; it must be a number from %g to "
+			"%g", c->lora_alpha, MIN_ALPHA, MAX_ALPHA);
 	}
-	if (!(c->lora_dropout >= 0 && c->lora_dropout < 1)) {
-		return errmsg_set(err, STATUS_INVALID, "lora.lora_dropout: %g; it must be at least 0 and "
-			"below 1", c->lora_dropout);
+	if (!f32_probability(c->lora_dropout)) {
+		return errmsg_set(err, STATUS_INVALID, "lora.lora_dropout: %.17g; it must be at least 0 and, "
+			"as a float32, below 1", c->lora_dropout);
 	}
 	if (c->target_modules.n == 0) {
 		return errmsg_set(err, STATUS_INVALID, "lora.target_modules: empty; name modules (q_proj, "
 			"…) or say all-linear");
 	}
-	if (!(c->loraplus_lr_ratio >= 0) || !isfinite(c->loraplus_lr_ratio)) {
+	if (!(c->loraplus_lr_ratio >= 0) || !f32_finite(c->loraplus_lr_ratio)) {
 		return errmsg_set(err, STATUS_INVALID, "lora.loraplus_lr_ratio: %g; it must be a number, 0 "
 			"(off) or above", c->loraplus_lr_ratio);
 	}
@@ -370,7 +372,7 @@ int lora_config_read(struct method_config *m, const json_t *o, struct errmsg *er
 	int r = refuse_unsupported(o, err);
 	r = r ? r : read_init(c, o, err);
 	r = r ? r : json_get_int(o, "r", 1, MAX_RANK, &c->r, CONFIG, err);
-	r = r ? r : json_get_real(o, "lora_alpha", -1e6, 1e6, &c->lora_alpha, CONFIG, err);
+	r = r ? r : json_get_real(o, "lora_alpha", -MAX_ALPHA, MAX_ALPHA, &c->lora_alpha, CONFIG, err);
 	r = r ? r : json_get_real(o, "lora_dropout", 0, 1, &c->lora_dropout, CONFIG, err);
 	r = r ? r : json_get_bool(o, "use_rslora", &c->use_rslora, CONFIG, err);
 	r = r ? r : json_get_bool(o, "use_dora", &c->use_dora, CONFIG, err);

@@ -614,6 +614,21 @@ static int check_map(const struct lora_config *c, const struct patterns *p, cons
 	return 0;
 }
 
+static int check_ranks(const struct lora_config *c, const struct weight *w, struct errmsg *err)
+{
+	for (int k = 0; k < w->n_parts; k++) {
+		const char *module = w->parts[k].module;
+		int64_t rows = w->parts[k].rows, most = min_i64(rows, w->cols), r = lora_rank(c, module);
+		if (lora_targets(c, module) && r > most) {
+			bool by_pattern = patterns_value(&c->rank_pattern, module, 0) > 0;
+			return errmsg_set(err, STATUS_INVALID, "lora.%s: %lld; at most %lld for %s, whose sides "
+				"are %lld and %lld", by_pattern ? "rank_pattern" : "r", (long long)r,
+				(long long)most, module, (long long)rows, (long long)w->cols);
+		}
+	}
+	return 0;
+}
+
 /* What does not go together. */
 static int check_combinations(const struct lora_config *c, const struct graph *g,
 	struct errmsg *err)
@@ -636,13 +651,9 @@ static int check_combinations(const struct lora_config *c, const struct graph *g
 			return errmsg_set(err, STATUS_INVALID, "lora: %s of an encoder-decoder cannot be a "
 				"target, nor be in modules_to_save", first);
 		}
-		for (int k = 0; lora_decomposes(c) && k < w->n_parts; k++) {
-			const char *module = w->parts[k].module;
-			int64_t most = min_i64(w->parts[k].rows, w->cols), r = lora_rank(c, module);
-			if (lora_targets(c, module) && r > most) {
-				return errmsg_set(err, STATUS_INVALID, "lora.r: %lld; PiSSA and OLoRA need at most "
-					"%lld for %s", (long long)r, (long long)most, module);
-			}
+		int r = lora_decomposes(c) ? check_ranks(c, w, err) : 0;
+		if (r != 0) {
+			return r;
 		}
 		if (w->adaptable || !lora_targets(c, w->parts[0].module)) {
 			continue;
@@ -693,6 +704,33 @@ static int check_modules(const struct lora_config *c, const struct graph *g, siz
 	return 0;
 }
 
+/* Each entry of target_modules has a module left: without tensors for it a folder counts as torn. And
+ * layers_to_transform has a say, which it has not on what is named in full. */
+static int check_lost(const struct lora_config *c, const struct graph *g, struct errmsg *err)
+{
+	bool layered = c->n_layers_to_transform == 0;
+	for (size_t t = 0; t < c->target_modules.n && !c->target_modules.is_regex; t++) {
+		const struct modules one = {&c->target_modules.names[t], 1, false};
+		bool left = false;
+		for (int i = 0; i < g->n_weights; i++) {
+			for (int k = 0; k < g->weights[i].n_parts; k++) {
+				const char *module = g->weights[i].parts[k].module;
+				bool has = modules_match(&one, module) && lora_targets(c, module);
+				left |= has;
+				layered |= has && strcmp(one.names[0], module) != 0;
+			}
+		}
+		if (!left) {
+			return errmsg_set(err, STATUS_INVALID, "lora.target_modules: modules_to_save and "
+				"layers_to_transform leave no module of \"%s\", which must get an adapter or not be "
+				"a target; leave it out", one.names[0]);
+		}
+	}
+	return layered || c->target_modules.is_regex ? 0 : errmsg_set(err, STATUS_INVALID,
+		"lora.layers_to_transform: has no effect, as target_modules names modules in full; leave it "
+		"out");
+}
+
 static const struct peft_method lora_decomposed;
 
 static int lora_start(struct peft *p, const struct graph *g, struct errmsg *err)
@@ -716,6 +754,16 @@ static int lora_start(struct peft *p, const struct graph *g, struct errmsg *err)
 	return l->modules ? 0 : -ENOMEM;
 }
 
+/* A rank above the smaller side of a module adds nothing to what it can learn. */
+static int lora_admit(const struct peft *p, const struct graph *g, struct errmsg *err)
+{
+	int r = check_lost(&p->config.lora, g, err);
+	for (int i = 0; i < g->n_weights && r == 0; i++) {
+		r = check_ranks(&p->config.lora, &g->weights[i], err);
+	}
+	return r;
+}
+
 static void lora_stop(struct peft *p)
 {
 	free(lora_of(p)->modules);
@@ -726,6 +774,7 @@ static void lora_stop(struct peft *p)
 	.name = "lora", \
 	.kind = ADAPTER_PEFT, \
 	.peft_type = "LORA", \
+	.decides = "lora.target_modules", \
 	.size = sizeof(struct lora), \
 	.check = lora_check, \
 	.config_read = lora_config_read, \
@@ -733,6 +782,7 @@ static void lora_stop(struct peft *p)
 	.check_tensors = lora_check_tensors, \
 	.matches = lora_matches, \
 	.start = lora_start, \
+	.admit = lora_admit, \
 	.stop = lora_stop, \
 	.begin = lora_begin, \
 	.weight = lora_weight, \

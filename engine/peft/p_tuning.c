@@ -81,9 +81,9 @@ static int p_check(const struct method_config *m, struct errmsg *err)
 		return errmsg_set(err, STATUS_INVALID, "p_tuning.encoder_num_layers: %lld; an MLP is always "
 			"of one size, which PEFT calls 2", (long long)c->encoder_num_layers);
 	}
-	if (!(c->encoder_dropout >= 0 && c->encoder_dropout < 1)) {
-		return errmsg_set(err, STATUS_INVALID, "p_tuning.encoder_dropout: %g; it must be at least 0 "
-			"and below 1", c->encoder_dropout);
+	if (!f32_probability(c->encoder_dropout)) {
+		return errmsg_set(err, STATUS_INVALID, "p_tuning.encoder_dropout: %.17g; it must be at least "
+			"0 and, as a float32, below 1", c->encoder_dropout);
 	}
 	if (c->encoder_dropout > 0 && !(lstm && c->encoder_num_layers > 1)) {
 		return errmsg_set(err, STATUS_INVALID, "p_tuning.encoder_dropout: %g, but only an LSTM of "
@@ -376,6 +376,13 @@ static int p_check_tensors(const struct adapter *a, struct errmsg *err)
 	return soft_prompt_check_tensors(a, a->config.p_tuning.num_virtual_tokens, true, err);
 }
 
+static int p_matches(const struct method_config *have, const struct method_config *want,
+	struct errmsg *err)
+{
+	return soft_prompt_matches("p_tuning", have->p_tuning.num_virtual_tokens,
+		want->p_tuning.num_virtual_tokens, err);
+}
+
 const struct peft_method peft_p_tuning = {
 	.name = "p_tuning",
 	.kind = ADAPTER_PEFT,
@@ -385,6 +392,7 @@ const struct peft_method peft_p_tuning = {
 	.config_read = p_config_read,
 	.config_write = p_config_write,
 	.check_tensors = p_check_tensors,
+	.matches = p_matches,
 	.begin = p_begin,
 	.virtual_tokens = p_virtual_tokens,
 	.inputs = p_inputs,

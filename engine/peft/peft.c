@@ -249,6 +249,9 @@ int peft_load_tensor(const struct adapter *a, const struct peft_tensor *want, fl
 			"base model have it", want->name, shape_text(have_shape, t->dims, t->n_dims),
 			shape_text(want_shape, want->dims, want->n_dims));
 	}
+	if (!flat) {
+		return 0;
+	}
 	float *out = flat + want->offset;
 	int r = st_tensor_read_f32(t, out, err);
 	for (int64_t i = 0; r == 0 && i < elements_of(want->dims, want->n_dims); i++) {
@@ -286,6 +289,12 @@ int peft_load(const struct peft *p, const struct graph *g, const struct adapter 
 	return r;
 }
 
+int peft_can_load(const struct peft *p, const struct graph *g, const struct adapter *a,
+	struct errmsg *err)
+{
+	return peft_load(p, g, a, NULL, err);
+}
+
 /* What a folder of this graph's parameters holds; `ret_data` is memory to free, or NULL. */
 static int exported_tensors(const struct peft *p, const struct graph *g, const float *flat,
 	struct peft_tensor **ret, size_t *ret_n, float **ret_data, struct errmsg *err)
@@ -305,6 +314,49 @@ static int exported_tensors(const struct peft *p, const struct graph *g, const f
 	*ret_n = n;
 	*ret_data = NULL;
 	return 0;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+	return strcmp(((const struct st_tensor *)a)->name, ((const struct st_tensor *)b)->name);
+}
+
+/* The tensors of `t` as a folder's, without data: names are borrowed. */
+static int folder_of(struct adapter *a, struct peft_tensor *t, size_t n)
+{
+	a->tensors.tensors = calloc_array(n ? n : 1, sizeof(*a->tensors.tensors));
+	if (!a->tensors.tensors) {
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < n; i++) {
+		struct st_tensor *out = &a->tensors.tensors[a->tensors.n_tensors++];
+		*out = (struct st_tensor){.name = t[i].name, .dtype = ST_F32, .n_dims = t[i].n_dims};
+		memcpy(out->dims, t[i].dims, sizeof(t[i].dims));
+	}
+	qsort(a->tensors.tensors, n, sizeof(*a->tensors.tensors), compare_names);
+	return 0;
+}
+
+int peft_can_save(const struct peft *p, const struct graph *g, const char *base,
+	struct errmsg *err)
+{
+	_cleanup_(buf_deinit) struct buf json = {0};
+	_cleanup_(freep) struct peft_tensor *tensors = NULL;
+	float *none = NULL;
+	struct adapter a = {0};
+	size_t n = 0;
+	int r = adapter_config_write(&json, &p->config, &g->config, base, err);
+	r = r ? r : adapter_config_parse(&a.config, &a.kind, (const char *)json.data, json.len,
+		err);
+	/* Tensors that are computed from what is trained are made by what reads them, too. */
+	if (r == 0 && !p->method->exported && p->method->check_tensors) {
+		r = exported_tensors(p, g, NULL, &tensors, &n, &none, err);
+		r = r ? r : folder_of(&a, tensors, n);
+		r = r ? r : p->method->check_tensors(&a, err);
+	}
+	free(a.tensors.tensors);
+	method_config_deinit(&a.config);
+	return r > 0 ? errmsg_prefix(err, r, "what this job would export could not be read back") : r;
 }
 
 int peft_save(const struct peft *p, const struct graph *g, const float *flat, const char *base,

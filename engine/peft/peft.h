@@ -62,6 +62,7 @@ struct peft_method {
 	/* Where it depends on the resolved configuration; may be NULL. */
 	enum adapter_kind (*kind_of)(const struct method_config *m);
 	const char *peft_type; /* of ADAPTER_PEFT: adapter_config.json's */
+	const char *decides;   /* the settings that tell which tensors there are; may be NULL */
 	size_t size;           /* of the method's own struct, zeroed before start() */
 
 	/* ---- configuration ---- */
@@ -87,6 +88,8 @@ struct peft_method {
 	/* Once, on a graph of the bare base that has its slots: resolves p->config's targets.
 	 * STATUS_INVALID for targets that are not there. */
 	int (*start)(struct peft *p, const struct graph *g, struct errmsg *err);
+	/* What a job may not ask for, though a folder that has it can be used. `g` is the training graph. */
+	int (*admit)(const struct peft *p, const struct graph *g, struct errmsg *err);
 	void (*stop)(struct peft *p); /* frees what start() and the hooks made */
 
 	/* A new graph begins: parameters registered before are forgotten. */
@@ -183,6 +186,13 @@ int peft_init(const struct peft *p, const struct graph *g, const struct base_mod
 	uint64_t seed, float *flat, struct errmsg *err);
 int peft_load(const struct peft *p, const struct graph *g, const struct adapter *a, float *flat,
 	struct errmsg *err);
+/* Could peft_load() read this folder for graph `g`? Tensors by name and shape; no value is read. */
+int peft_can_load(const struct peft *p, const struct graph *g, const struct adapter *a,
+	struct errmsg *err);
+/* Would what this graph exports be read back: the configuration, and with it the tensors by name and
+ * shape? STATUS_INVALID where not. */
+int peft_can_save(const struct peft *p, const struct graph *g, const char *base,
+	struct errmsg *err);
 /* Both files of a folder, read back and compared. `base`: name or path for the configuration. */
 int peft_save(const struct peft *p, const struct graph *g, const float *flat, const char *base,
 	struct buf *config_json, struct buf *weights, struct errmsg *err);
@@ -201,8 +211,8 @@ void peft_base_tensor(const struct graph *g, size_t i, struct peft_tensor *ret);
 int peft_init_base(const struct graph *g, const struct base_model *base, float *flat,
 	struct errmsg *err);
 
-/* Reads the tensor `want` of an adapter into flat + want->offset: there, of these dims (a 1 more or
- * less does not matter), finite; STATUS_INVALID otherwise. */
+/* Reads the tensor `want` of an adapter into flat + want->offset (NULL: looks only): there, of these
+ * dims (a 1 more or less does not matter), finite; STATUS_INVALID otherwise. */
 int peft_load_tensor(const struct adapter *a, const struct peft_tensor *want, float *flat,
 	struct errmsg *err);
 

@@ -241,6 +241,13 @@ static int prefix_check_tensors(const struct adapter *a, struct errmsg *err)
 		err);
 }
 
+static int prefix_matches(const struct method_config *have, const struct method_config *want,
+	struct errmsg *err)
+{
+	return soft_prompt_matches("prefix_tuning", have->prefix_tuning.num_virtual_tokens,
+		want->prefix_tuning.num_virtual_tokens, err);
+}
+
 const struct peft_method peft_prefix_tuning = {
 	.name = "prefix_tuning",
 	.kind = ADAPTER_PEFT,
@@ -250,6 +257,7 @@ const struct peft_method peft_prefix_tuning = {
 	.config_read = prefix_config_read,
 	.config_write = prefix_config_write,
 	.check_tensors = prefix_check_tensors,
+	.matches = prefix_matches,
 	.start = prefix_start,
 	.position_offset = prefix_position_offset,
 	.embedding = prefix_embedding,

@@ -164,6 +164,13 @@ static int prompt_check_tensors(const struct adapter *a, struct errmsg *err)
 		err);
 }
 
+static int prompt_matches(const struct method_config *have, const struct method_config *want,
+	struct errmsg *err)
+{
+	return soft_prompt_matches("prompt_tuning", have->prompt_tuning.num_virtual_tokens,
+		want->prompt_tuning.num_virtual_tokens, err);
+}
+
 const struct peft_method peft_prompt_tuning = {
 	.name = "prompt_tuning",
 	.kind = ADAPTER_PEFT,
@@ -173,6 +180,7 @@ const struct peft_method peft_prompt_tuning = {
 	.config_read = prompt_config_read,
 	.config_write = prompt_config_write,
 	.check_tensors = prompt_check_tensors,
+	.matches = prompt_matches,
 	.virtual_tokens = prompt_virtual_tokens,
 	.inputs = prompt_inputs,
 	.init = prompt_init,

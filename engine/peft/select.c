@@ -112,6 +112,7 @@ static int select_describe(const struct peft *p, struct buf *out)
 const struct peft_method peft_select = {
 	.name = "select",
 	.kind = ADAPTER_DELTA,
+	.decides = "select.parameters",
 	.size = sizeof(struct peft),
 	.check = select_check,
 	.config_read = select_config_read,

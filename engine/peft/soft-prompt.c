@@ -26,6 +26,13 @@ int soft_prompt_check(const char *section, int64_t num_virtual_tokens, struct er
 	return 0;
 }
 
+int soft_prompt_matches(const char *section, int64_t have, int64_t want, struct errmsg *err)
+{
+	return have == want ? 0 : errmsg_set(err, STATUS_INVALID, "the adapter has %lld virtual tokens, "
+		"the job %lld; set %s.num_virtual_tokens: %lld", (long long)have, (long long)want, section,
+		(long long)have);
+}
+
 int soft_prompt_read_int(const json_t *o, const char *key, int64_t least, int64_t otherwise,
 	int64_t *ret, struct errmsg *err)
 {

@@ -12,6 +12,9 @@ const char *soft_prompt_unmergeable(const struct method_config *m, const struct 
 /* `section`: the method's name in the job file. */
 int soft_prompt_check(const char *section, int64_t num_virtual_tokens, struct errmsg *err);
 
+/* As a method's matches(), of this setting. */
+int soft_prompt_matches(const char *section, int64_t have, int64_t want, struct errmsg *err);
+
 /* An integer of at least `least`; `otherwise` where it is absent or null. */
 int soft_prompt_read_int(const json_t *o, const char *key, int64_t least, int64_t otherwise,
 	int64_t *ret, struct errmsg *err);

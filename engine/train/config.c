@@ -8,7 +8,7 @@
 
 static int not_in(struct errmsg *err, const char *field, double value, const char *right)
 {
-	return errmsg_set(err, STATUS_INVALID, "train.%s: %g; it must be %s", field, value, right);
+	return errmsg_set(err, STATUS_INVALID, "train.%s: %.10g; it must be %s", field, value, right);
 }
 
 int train_config_check(const struct train_config *c, const struct method_config *m,
@@ -40,16 +40,20 @@ int train_config_check(const struct train_config *c, const struct method_config 
 		{"adam_epsilon", c->adam_epsilon},
 	};
 	for (size_t i = 0; i < ARRAY_LEN(not_negative); i++) {
-		if (!isfinite(not_negative[i].value) || not_negative[i].value < 0) {
-			return not_in(err, not_negative[i].field, not_negative[i].value, "a number, 0 or "
+		if (!f32_finite(not_negative[i].value) || not_negative[i].value < 0) {
+			return not_in(err, not_negative[i].field, not_negative[i].value, "a float32, 0 or "
 				"above");
 		}
 	}
-	if (!(c->adam_beta1 >= 0 && c->adam_beta1 < 1)) {
-		return not_in(err, "adam_beta1", c->adam_beta1, "at least 0 and below 1");
+	/* Without it a gradient of 0 is divided by 0. */
+	if (!((float)c->adam_epsilon > 0)) {
+		return not_in(err, "adam_epsilon", c->adam_epsilon, "above 0, as a float32");
 	}
-	if (!(c->adam_beta2 >= 0 && c->adam_beta2 < 1)) {
-		return not_in(err, "adam_beta2", c->adam_beta2, "at least 0 and below 1");
+	if (!f32_probability(c->adam_beta1)) {
+		return not_in(err, "adam_beta1", c->adam_beta1, "at least 0 and, as a float32, below 1");
+	}
+	if (!f32_probability(c->adam_beta2)) {
+		return not_in(err, "adam_beta2", c->adam_beta2, "at least 0 and, as a float32, below 1");
 	}
 	if (c->lr_scheduler < LR_CONSTANT || c->lr_scheduler > LR_COSINE) {
 		return errmsg_set(err, STATUS_INVALID,
@@ -58,7 +62,13 @@ int train_config_check(const struct train_config *c, const struct method_config 
 	if (c->dtype != DTYPE_F32 && c->dtype != DTYPE_BF16) {
 		return errmsg_set(err, STATUS_INVALID, "train.dtype: it must be bf16 or f32");
 	}
-	return method_config_check(m, err);
+	int r = method_config_check(m, err);
+	double ratio = m->lora.loraplus_lr_ratio;
+	if (r == 0 && strcmp(m->method, "lora") == 0 && !f32_finite(ratio * c->learning_rate)) {
+		return errmsg_set(err, STATUS_INVALID, "lora.loraplus_lr_ratio: %g of train.learning_rate %g "
+			"is no float32", ratio, c->learning_rate);
+	}
+	return r;
 }
 
 int64_t train_steps(uint64_t n_samples, int64_t batch_size, int64_t max_steps, double epochs)

@@ -228,17 +228,23 @@ uint64_t job_checkpoint_bytes(const struct job *j)
 	return copies * (j->g->param_elements * sizeof(float) + n * entry) + 65536;
 }
 
+int job_check_task(const struct graph *g, const struct adapter *a, struct errmsg *err)
+{
+	enum task_type task = a->config.task_type;
+	if (task != TASK_UNKNOWN && (task == TASK_SEQ_2_SEQ_LM) != g->source) {
+		return errmsg_set(err, STATUS_INVALID, "adapter_config.json: 'task_type' is of %s, but the "
+			"base model is %s", g->source ? "a decoder alone" : "an encoder-decoder",
+			g->source ? "an encoder-decoder" : "a decoder alone");
+	}
+	return 0;
+}
+
 int job_load_adapter(const struct job *j, uint8_t *arena, const struct adapter *a,
 	struct errmsg *err)
 {
 	_cleanup_(flat_deinit) struct flat masters = {0};
-	enum task_type task = a->config.task_type;
-	if (task != TASK_UNKNOWN && (task == TASK_SEQ_2_SEQ_LM) != j->g->source) {
-		return errmsg_set(err, STATUS_INVALID, "adapter_config.json: 'task_type' is of %s, but the "
-			"base model is %s", j->g->source ? "a decoder alone" : "an encoder-decoder",
-			j->g->source ? "an encoder-decoder" : "a decoder alone");
-	}
-	int r = flat_init(&masters, j, arena, j->layout.masters);
+	int r = job_check_task(j->g, a, err);
+	r = r ? r : flat_init(&masters, j, arena, j->layout.masters);
 	if (r != 0) {
 		return r;
 	}

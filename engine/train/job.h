@@ -64,6 +64,8 @@ void job_refresh_copies(const struct job *j, uint8_t *arena);
 /* An upper bound of the bytes of a checkpoint: adapter and state, headers included. */
 uint64_t job_checkpoint_bytes(const struct job *j);
 
+/* Is the folder of this graph's kind of model, where it says? */
+int job_check_task(const struct graph *g, const struct adapter *a, struct errmsg *err);
 /* Adapter parameters into an arena: those of `a`. */
 int job_load_adapter(const struct job *j, uint8_t *arena, const struct adapter *a,
 	struct errmsg *err);

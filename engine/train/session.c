@@ -268,6 +268,22 @@ static void update(struct train_session *s, double lr, double grad_norm)
 	job_refresh_copies(&s->job, s->arena);
 }
 
+static int not_finite(const struct train_session *s, const struct step_metrics *m,
+	struct errmsg *err)
+{
+	bool loss = !isfinite(m->loss), bf16 = s->config.dtype == DTYPE_BF16;
+	const char *advice = s->step > 0 ?
+		bf16 ? "a lower learning_rate, longer warmup_steps or dtype f32 may help" :
+			"a lower learning_rate or longer warmup_steps may help" :
+		bf16 ? "nothing was trained before it, so that the model, what training starts from or the "
+			"method's scale make it; dtype f32 may help" :
+			"nothing was trained before it, so that the model, what training starts from or the "
+			"method's scale make it";
+	return errmsg_set(err, STATUS_FAILED, "step %lld: the %s is no finite number (%g); %s",
+		(long long)m->step, loss ? "loss" : "norm of the gradients", loss ? m->loss : m->grad_norm,
+		advice);
+}
+
 int train_session_run_step(struct train_session *s, struct step_metrics *ret, struct errmsg *err)
 {
 	int64_t start = clock_monotonic_ns();
@@ -287,10 +303,7 @@ int train_session_run_step(struct train_session *s, struct step_metrics *ret, st
 		.target_tokens = (uint64_t)sums.targets,
 	};
 	if (!isfinite(m.loss) || !isfinite(m.grad_norm)) {
-		return errmsg_set(err, STATUS_FAILED, "step %lld: the %s is no finite number (%g); a lower "
-			"learning_rate, longer warmup_steps or dtype f32 may help", (long long)m.step,
-			isfinite(m.loss) ? "norm of the gradients" : "loss",
-			isfinite(m.loss) ? m.grad_norm : m.loss);
+		return not_finite(s, &m, err);
 	}
 	update(s, m.lr, m.grad_norm);
 	r = backend_sync(b, err);

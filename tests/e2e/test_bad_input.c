@@ -347,7 +347,7 @@ static void test_upload_killed(void **state)
 static void test_fetch_killed(void **state)
 {
 	struct daemon *d = *state;
-	uint64_t job = submit(d, "--model", "tiny", "--dataset", "rows", "--set", "lora.r=64", "--set",
+	uint64_t job = submit(d, "--model", "tiny", "--dataset", "rows", "--set", "lora.r=32", "--set",
 		"train.max_steps=1", "--set", "train.dtype=f32", NULL);
 	wait_job(d, job, "SUCCEEDED");
 	char id[24];

@@ -327,7 +327,7 @@ static void test_start_from_another(void **state)
 		{"methods/p_tuning-mlp", "encoder"},
 		{"methods/prefix_tuning-projection", "projection"},
 		{"methods/bottleneck-houlsby", "bottleneck.scaling"},
-		{"methods/prompt_tuning-random", "[7, 40]"},
+		{"methods/prompt_tuning-random", "set prompt_tuning.num_virtual_tokens: 7"},
 		{"methods/ia3-inputs", "feedforward_modules"},
 	};
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {

@@ -19,7 +19,8 @@
 static int plan_of(struct fixture *f, const struct method_config *m, struct memory_plan *plan,
 	struct errmsg *err)
 {
-	return train_plan(plan, f->files, f->backend, &f->config, m, f->samples.longest_kept, 0, err);
+	int r = train_check(f->files, f->backend, &f->config, m, NULL, err);
+	return r ? r : train_plan(plan, f->files, f->backend, &f->config, m, f->samples.longest_kept, 0, err);
 }
 
 /* The model has 3 layers with hidden size 24 and no biases, head and embeddings apart. */
@@ -161,6 +162,198 @@ static void test_inference_cost(void **state)
 	fixture_close(&f);
 }
 
+static void set_lora_number(struct lora_config *c, size_t i, double x)
+{
+	double *const fields[] = {&c->lora_dropout, &c->lora_alpha, &c->loraplus_lr_ratio};
+	*fields[i] = x;
+}
+
+/* Numbers are judged as kernels see them, in float32. */
+static void test_numbers(void **state)
+{
+	struct pattern wide[] = {{"q_proj", 25}}, loud[] = {{"q_proj", 1e300}};
+	int64_t first[] = {0};
+	const struct lora_config lora = {.r = 2, .lora_alpha = 4,
+		.target_modules = NAMES("q_proj", "v_proj")};
+	struct lora_config l[12];
+	for (size_t i = 0; i < ARRAY_LEN(l); i++) {
+		l[i] = lora;
+	}
+	set_lora_number(&l[0], 0, 0.999999999);
+	set_lora_number(&l[1], 1, 1e308);
+	set_lora_number(&l[2], 2, 1e300);
+	l[3].r = 25;
+	l[4].rank_pattern = (struct patterns){wide, 1};
+	l[5].alpha_pattern = (struct patterns){loud, 1};
+	l[6].modules_to_save = (struct modules)NAMES("q_proj");
+	l[7].target_modules = (struct modules)NAMES("lm_head");
+	l[7].n_layers_to_transform = 1;
+	l[7].layers_to_transform = first;
+	l[8].target_modules = (struct modules)NAMES("q_proj", "embed_tokens");
+	l[8].n_layers_to_transform = 1;
+	l[8].layers_to_transform = first;
+	l[9].target_modules = (struct modules)NAMES("embed_tokens");
+	l[9].r = 25;
+	l[10].target_modules = (struct modules)NAMES("all-linear");
+	l[10].modules_to_save = (struct modules)NAMES("q_proj");
+	set_lora_number(&l[11], 1, 1e-300);
+	const struct bottleneck_config b = {.mh_adapter = true, .reduction_factor = 2, .scaling = 1};
+	struct bottleneck_config narrow = b, huge = b;
+	narrow.reduction_factor = 1e-300;
+	huge.scaling = 1e300;
+	const struct p_tuning_config lstm = {.num_virtual_tokens = 2, .encoder_num_layers = 2,
+		.encoder_reparameterization_type = P_TUNING_LSTM, .encoder_dropout = 0.999999999};
+	const struct {
+		struct method_config m;
+		const char *expected[2];
+	} cases[] = {
+		{{.method = "lora", .lora = l[0]}, {"lora.lora_dropout: 0.999999999", "below 1"}},
+		{{.method = "lora", .lora = l[1]}, {"lora.lora_alpha: 1e+308", "to 1e+06"}},
+		{{.method = "lora", .lora = l[2]}, {"lora.loraplus_lr_ratio: 1e+300", ""}},
+		{{.method = "lora", .lora = l[3]}, {"lora.r: 25; at most 24 for", "sides are 24 and 24"}},
+		{{.method = "lora", .lora = l[4]}, {"lora.rank_pattern: 25; at most 24 for", "q_proj"}},
+		{{.method = "lora", .lora = l[5]}, {"lora.alpha_pattern: q_proj: 1e+300", ""}},
+		{{.method = "lora", .lora = l[6]}, {"modules_to_save", "no module of \"q_proj\""}},
+		{{.method = "lora", .lora = l[7]}, {"lora.layers_to_transform: has no effect", ""}},
+		{{.method = "lora", .lora = l[8]}, {"layers_to_transform", "no module of \"embed_tokens\""}},
+		{{.method = "lora", .lora = l[9]}, {"lora.r: 25; at most 24", "embed_tokens"}},
+		{{.method = "lora", .lora = l[10]}, {"modules_to_save", "no module of \"q_proj\""}},
+		{{.method = "lora", .lora = l[11]}, {"lora.lora_alpha: 1e-300", "from 1e-30"}},
+		{{.method = "p_tuning", .p_tuning = lstm}, {"encoder_dropout: 0.999999999", "below 1"}},
+		{{.method = "bottleneck", .bottleneck = narrow}, {"reduction_factor: 1e-300", "units"}},
+		{{.method = "bottleneck", .bottleneck = huge}, {"bottleneck.scaling: 1e+300", "float32"}},
+		{{.method = "ia3", .ia3 = {.feedforward_modules = NAMES("q_proj")}},
+			{"ia3.feedforward_modules: \"q_proj\"", "must be a target too"}},
+	};
+	struct fixture f;
+	fixture_open(&f, "gqa3-odd");
+	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+		struct memory_plan plan;
+		struct errmsg err = {0};
+		int r = plan_of(&f, &cases[i].m, &plan, &err);
+		if (r != STATUS_INVALID || !strstr(err.text, cases[i].expected[0]) ||
+			!strstr(err.text, cases[i].expected[1])) {
+			print_error("case %zu (%s): %d: '%s'; wanted '%s' and '%s'\n", i, cases[i].m.method, r,
+				err.text, cases[i].expected[0], cases[i].expected[1]);
+			fail();
+		}
+	}
+	fixture_close(&f);
+}
+
+static void test_training_numbers(void **state)
+{
+	struct fixture f;
+	fixture_open(&f, "gqa3-odd");
+	const struct train_config right = f.config;
+	double *const fields[] = {&f.config.learning_rate, &f.config.weight_decay,
+		&f.config.max_grad_norm, &f.config.adam_epsilon, &f.config.adam_epsilon,
+		&f.config.adam_beta1, &f.config.adam_beta2};
+	const double wrong[] = {1e300, 1e300, 1e300, 1e300, 0, 0.999999999, 0.999999999};
+	const char *const names[] = {"train.learning_rate", "train.weight_decay",
+		"train.max_grad_norm", "train.adam_epsilon", "train.adam_epsilon: 0; it must be above 0",
+		"train.adam_beta1: 0.999999999", "train.adam_beta2: 0.999999999"};
+	for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
+		struct memory_plan plan;
+		struct errmsg err = {0};
+		f.config = right;
+		*fields[i] = wrong[i];
+		assert_int_equal(plan_of(&f, &f.method, &plan, &err), STATUS_INVALID);
+		assert_non_null(strstr(err.text, names[i]));
+	}
+	struct memory_plan plan;
+	struct errmsg err = {0};
+	f.config = right;
+	f.config.learning_rate = 1e30;
+	f.method.lora.loraplus_lr_ratio = 1e30;
+	assert_int_equal(plan_of(&f, &f.method, &plan, &err), STATUS_INVALID);
+	assert_non_null(strstr(err.text, "loraplus_lr_ratio: 1e+30 of train.learning_rate 1e+30"));
+	fixture_close(&f);
+}
+
+/* At the first step no update is to blame, and f32 is no advice where it is in use. */
+static void test_first_step(void **state)
+{
+	struct fixture f;
+	struct errmsg err = {0};
+	struct step_metrics m;
+	fixture_open(&f, "gqa3-odd");
+	fixture_base(&f, DTYPE_F32, true);
+	for (size_t i = 0; i < f.adapter.tensors.n_tensors; i++) {
+		const struct st_tensor *t = &f.adapter.tensors.tensors[i];
+		const float huge = 3e38F;
+		for (size_t k = 0; strstr(t->name, "lora_B") && k < t->bytes; k += sizeof(huge)) {
+			memcpy(f.adapter_weights + ((const char *)t->data - f.adapter_weights) + k, &huge,
+				sizeof(huge));
+		}
+	}
+	struct train_session *s = fixture_session(&f, true);
+	assert_int_equal(train_session_run_step(s, &m, &err), STATUS_FAILED);
+	assert_non_null(strstr(err.text, "step 1: the loss is no finite number"));
+	assert_non_null(strstr(err.text, "nothing was trained before it"));
+	assert_null(strstr(err.text, "learning_rate"));
+	assert_null(strstr(err.text, "dtype f32"));
+	train_session_free(s);
+	fixture_close(&f);
+}
+
+/* An adapter that does not fit is told of before anything starts, with what to change. */
+static void test_init_fits(void **state)
+{
+	const struct {
+		const char *golden, *expected[2];
+	} cases[] = {
+		{"methods/prompt_tuning-one", {"init_adapter: ", "set prompt_tuning.num_virtual_tokens: "}},
+		{"methods/prefix_tuning-one", {"init_adapter: ", "set prefix_tuning.num_virtual_tokens: "}},
+		{"methods/select-some", {"init_adapter: ", "set select.parameters to"}},
+		{"methods/lora-dora", {"init_adapter: ", "set lora.target_modules to"}},
+	};
+	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+		struct fixture f;
+		struct errmsg err = {0};
+		fixture_open(&f, cases[i].golden);
+		fixture_base(&f, DTYPE_F32, true);
+		struct train_session *s = fixture_session(&f, false);
+		struct buf json = {0}, weights = {0};
+		struct adapter a;
+		OK(train_session_export(s, &json, &weights, &err));
+		OK(adapter_parse(&a, json.data, json.len, weights.data, weights.len, &err));
+		OK(train_check(f.files, f.backend, &f.config, &f.method, &a, &err));
+		struct method_config m = f.method;
+		m.prompt_tuning.num_virtual_tokens++;
+		m.prefix_tuning.num_virtual_tokens++;
+		m.select.parameters = (struct modules)NAMES(".*k_proj.weight");
+		m.lora.target_modules = (struct modules)NAMES("k_proj");
+		int r = train_check(f.files, f.backend, &f.config, &m, &a, &err);
+		if (r != STATUS_INVALID || !strstr(err.text, cases[i].expected[0]) ||
+			!strstr(err.text, cases[i].expected[1])) {
+			print_error("%s: %d: '%s'\n", cases[i].golden, r, err.text);
+			fail();
+		}
+		adapter_deinit(&a);
+		buf_deinit(&json);
+		buf_deinit(&weights);
+		train_session_free(s);
+		fixture_close(&f);
+	}
+}
+
+/* Every golden run would be admitted, but for those of a rank above what a module can hold. */
+static void test_admitted(void **state)
+{
+	for (size_t i = 0; golden_methods[i]; i++) {
+		struct fixture f;
+		struct errmsg err = {0};
+		fixture_open(&f, golden_methods[i]);
+		int r = train_check(f.files, f.backend, &f.config, &f.method, NULL, &err);
+		if (r != 0 && !strstr(err.text, "whose sides are")) {
+			print_error("%s: %s\n", golden_methods[i], err.text);
+			fail();
+		}
+		fixture_close(&f);
+	}
+}
+
 /* The advice names what is too big, and the plan is there all the same. */
 static void test_advice(void **state)
 {
@@ -169,13 +362,13 @@ static void test_advice(void **state)
 	struct memory_plan p = {0};
 	fixture_open(&f, "gqa3-odd");
 	struct method_config m = {.method = "lora",
-		.lora = {.r = 65536, .lora_alpha = 2, .target_modules = NAMES("q_proj")}};
-	uint64_t limit = 8 << 20;
+		.lora = {.r = 24, .lora_alpha = 2, .target_modules = NAMES("q_proj")}};
+	uint64_t limit = planned(&f, &m).base_weights + 1000;
 	int r = train_plan(&p, f.files, f.backend, &f.config, &m, f.samples.longest_kept, limit, &err);
 	assert_int_equal(r, STATUS_WONT_FIT);
 	assert_non_null(strstr(err.text, "method lora trains"));
 	assert_non_null(strstr(err.text, "a smaller lora.r"));
-	assert_int_equal(p.trainable_parameters, 3 * 65536 * 48);
+	assert_int_equal(p.trainable_parameters, 3 * 24 * 48);
 	assert_true(p.base_weights > 0 && p.base_weights + p.arena > limit);
 	assert_int_equal(p.optimizer_states, 2 * 4 * p.trainable_parameters);
 	assert_true(p.inference_flops_per_token > 0);
@@ -245,6 +438,11 @@ int main(void)
 		cmocka_unit_test(test_refusals),
 		cmocka_unit_test(test_less_work),
 		cmocka_unit_test(test_inference_cost),
+		cmocka_unit_test(test_numbers),
+		cmocka_unit_test(test_training_numbers),
+		cmocka_unit_test(test_first_step),
+		cmocka_unit_test(test_init_fits),
+		cmocka_unit_test(test_admitted),
 		cmocka_unit_test(test_advice),
 		cmocka_unit_test(test_dropout_at_use),
 		cmocka_unit_test(test_positions_end),

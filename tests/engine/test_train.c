@@ -419,6 +419,8 @@ static void test_not_finite(void **state)
 	}
 	assert_int_equal(r, STATUS_FAILED);
 	assert_non_null(strstr(err.text, "no finite number"));
+	assert_non_null(strstr(err.text, "a lower learning_rate or"));
+	assert_null(strstr(err.text, "dtype f32"));
 	after = (struct saved){0};
 	OK(train_session_save(s, &after.state, &err));
 	assert_int_equal(before.state.len, after.state.len);
