@@ -564,6 +564,11 @@ static bool may_target(const struct weight *w)
 	return w->adaptable || w->head || w->kind == WEIGHT_TABLE;
 }
 
+static bool any_module(const struct weight *w)
+{
+	return true;
+}
+
 /* Each of modules_to_save is there. */
 static int check_saved(const struct lora_config *c, const struct graph *g, struct errmsg *err)
 {
@@ -576,8 +581,8 @@ static int check_saved(const struct lora_config *c, const struct graph *g, struc
 			}
 		}
 		if (!found) {
-			return errmsg_set(err, STATUS_INVALID, "lora.modules_to_save: \"%s\" is no module of "
-				"this model", c->modules_to_save.names[i]);
+			return peft_no_match(g, any_module, "lora.modules_to_save",
+				c->modules_to_save.names[i], "module", err);
 		}
 	}
 	return 0;
@@ -607,8 +612,7 @@ static int check_map(const struct lora_config *c, const struct patterns *p, cons
 			}
 		}
 		if (matches == 0) {
-			return errmsg_set(err, STATUS_INVALID, "%s: \"%s\" matches none of the targets", field,
-				p->items[k].key);
+			return peft_no_match(g, may_target, field, p->items[k].key, "target", err);
 		}
 	}
 	return 0;

@@ -483,6 +483,18 @@ int peft_add_suffixes(struct modules *targets, const struct graph *g, peft_may_t
 	return r;
 }
 
+/* Whether "a, b, c" has an entry. */
+static bool lists(const char *names, const char *entry)
+{
+	size_t n = strlen(entry);
+	for (const char *at = names; (at = strstr(at, entry)); at++) {
+		if ((at == names || at[-1] == ' ') && (at[n] == '\0' || at[n] == ',')) {
+			return true;
+		}
+	}
+	return false;
+}
+
 /* The suffixes of all modules that may be targets, as "a, b, c"; and the one nearest to `name`. */
 static const char *list_targets(const struct graph *g, peft_may_target *may, const char *name,
 	char *out, size_t cap)
@@ -500,13 +512,23 @@ static const char *list_targets(const struct graph *g, peft_may_target *may, con
 				best = d;
 				nearest = suffix;
 			}
-			if (!strstr(out, suffix) && len < cap) {
+			if (!lists(out, suffix) && len < cap) {
 				int n = snprintf(out + len, cap - len, "%s%s", len ? ", " : "", suffix);
 				len += n > 0 ? (size_t)n : 0;
 			}
 		}
 	}
 	return best <= 3 ? nearest : NULL;
+}
+
+int peft_no_match(const struct graph *g, peft_may_target *may, const char *field, const char *name,
+	const char *kind, struct errmsg *err)
+{
+	char names[256];
+	const char *nearest = list_targets(g, may, name, names, sizeof(names));
+	return errmsg_set(err, STATUS_INVALID, "%s: \"%s\" matches no %s of this model%s%s%s; there "
+		"are: %s", field, name, kind, nearest ? "; did you mean \"" : "",
+		nearest ? nearest : "", nearest ? "\"?" : "", names);
 }
 
 static int check_target(const struct modules *one, const struct graph *g, peft_may_target *may,
@@ -529,11 +551,7 @@ static int check_target(const struct modules *one, const struct graph *g, peft_m
 	if (matches > 0) {
 		return 0;
 	}
-	char names[256];
-	const char *nearest = list_targets(g, may, one->names[0], names, sizeof(names));
-	return errmsg_set(err, STATUS_INVALID, "%s: \"%s\" matches no %s of this model%s%s%s; there "
-		"are: %s", field, one->names[0], kind, nearest ? "; did you mean \"" : "",
-		nearest ? nearest : "", nearest ? "\"?" : "", names);
+	return peft_no_match(g, may, field, one->names[0], kind, err);
 }
 
 int peft_check_targets(const struct modules *targets, const struct graph *g, peft_may_target *may,

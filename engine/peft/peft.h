@@ -237,6 +237,10 @@ bool peft_is_norm(const struct weight *w);
  * are in the error. */
 int peft_check_targets(const struct modules *targets, const struct graph *g, peft_may_target *may,
 	const char *field, const char *kind, struct errmsg *err);
+/* STATUS_INVALID: `name` of the list `field` matches no `kind`; with the names there are, and the
+ * nearest. */
+int peft_no_match(const struct graph *g, peft_may_target *may, const char *field, const char *name,
+	const char *kind, struct errmsg *err);
 /* No empty entry, "all-linear" alone, a valid regular expression. */
 int peft_check_list(const struct modules *m, const char *field, struct errmsg *err);
 /* " field=a,b", for describe(). */
