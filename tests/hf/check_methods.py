@@ -42,7 +42,7 @@ JOBS = {
     "pfeiffer": ("bottleneck", 2e-4, {"config": "pfeiffer"}),
     "parallel": ("bottleneck", 1e-4, {"config": "parallel", "reduction_factor": 16}),
     "prompt_tuning": ("prompt_tuning", 1e-2, {"num_virtual_tokens": 20}),
-    "prefix_tuning": ("prefix_tuning", 1e-2, {"num_virtual_tokens": 16}),
+    "prefix_tuning": ("prefix_tuning", 1e-3, {"num_virtual_tokens": 16}),
     "p_tuning": ("p_tuning", 1e-3, {"num_virtual_tokens": 12, "encoder_reparameterization_type": "MLP",
                                     "encoder_hidden_size": 128}),
     "ia3": ("ia3", 5e-3, {"target_modules": ["k_proj", "v_proj", "down_proj"],

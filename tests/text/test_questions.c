@@ -177,6 +177,7 @@ static void test_messages(void **state)
 	samples_free(s);
 	tokenizer_free(t);
 	questions_free(q);
+	chat_template_free(chatml);
 }
 
 int main(void)
