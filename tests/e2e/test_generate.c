@@ -371,9 +371,12 @@ static void test_beside_training(void **state)
 	_cleanup_(freep) char *b = final_digest(d, job);
 	assert_string_equal(a, b);
 	double gap = longest_gap(d, job);
+	print_message("# a step waited %.3f s at most while an answer took %.3f s\n", gap, seconds);
+#ifndef __SANITIZE_ADDRESS__ /* sanitizers take their own time */
 	if (!(gap < seconds / 2)) {
 		fail_msg("a step waited %.3f s while an answer took %.3f s", gap, seconds);
 	}
+#endif
 }
 
 /* A client that is killed takes its generation with it: memory is as before, and the job ends. */
